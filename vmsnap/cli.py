@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: one function for each command, which parses, calls and prints. No logic."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vmsnap import __version__
+from vmsnap.consistency import Level
+
+OK, FAILED, USAGE, IN_PROGRESS, NOT_ROOT = 0, 1, 2, 75, 77
+
+LEVELS = {level.word: level for level in (Level.CRASH, Level.FILESYSTEM, Level.APPLICATION)}
+
+DESCRIPTION = "Application-consistent snapshots of this virtual machine, from inside it."
+EXAMPLES = """\
+examples:
+  vmsnap init postgresql              write a config and script skeletons to edit
+  vmsnap check                        is everything right? (changes nothing)
+  vmsnap plan                         which filesystems would be frozen, and why not the others
+  vmsnap run -- ./take-snapshot       quiesce, freeze, run the command, thaw, resume
+  vmsnap status                       how the last session went
+  vmsnap thaw --force                 emergency exit: thaw what a killed session left frozen
+
+exit codes: 0 succeeded, 1 failed, 2 usage, 75 another session is in progress, 77 not root
+"""
+RUN_EXAMPLES = """\
+examples:
+  vmsnap run -- lvcreate --snapshot --name backup --size 5G vg/data
+  vmsnap run --hold 20 --require application -- ./cloud-snapshot
+  vmsnap run --only /srv --only /var/lib/postgresql -- ./take-snapshot
+  vmsnap run --json -- ./take-snapshot 2>/dev/null | jq .consistency
+
+COMMAND finds VMSNAP_SESSION and VMSNAP_CONSISTENCY in its environment. It must not write to a
+frozen filesystem: it would wait for the thaw. Its output appears after the thaw.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--etc", type=Path, default=Path("/etc"), metavar="DIR", help="configuration (/etc)"
+    )
+    common.add_argument(
+        "--run", type=Path, default=Path("/run/vmsnap"), metavar="DIR", help="tmpfs (/run/vmsnap)"
+    )
+    common.add_argument(
+        "--state",
+        type=Path,
+        default=Path("/var/lib/vmsnap"),
+        metavar="DIR",
+        help="last result (/var/lib/vmsnap)",
+    )
+    common.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+
+    selection = argparse.ArgumentParser(add_help=False)
+    for name, words in (("only", "freeze no others than"), ("exclude", "do not freeze")):
+        selection.add_argument(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="GLOB",
+            help=f"{words} the filesystems mounted there (repeatable)",
+        )
+
+    top = argparse.ArgumentParser(
+        prog="vmsnap",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"vmsnap {__version__}")
+    commands = top.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
+
+    def command(
+        name: str,
+        function: Callable[[argparse.Namespace], int],
+        words: str,
+        *parents: argparse.ArgumentParser,
+        epilog: str = "",
+        usage: str | None = None,
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=words,
+            description=words[0].upper() + words[1:] + ".",
+            parents=[*parents, common],
+            epilog=epilog,
+            usage=usage,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        sub.set_defaults(function=function, parser=sub)
+        return sub
+
+    run = command(
+        "run",
+        run_command,
+        "take a snapshot with COMMAND while everything is quiesced and frozen",
+        selection,
+        epilog=RUN_EXAMPLES,
+        usage="vmsnap run [options] -- COMMAND [ARGUMENT...]",
+    )
+    run.add_argument(
+        "--hold", type=seconds, metavar="SECONDS", help="thaw after this time at the latest (60)"
+    )
+    run.add_argument(
+        "--require",
+        type=level,
+        metavar="LEVEL",
+        help="take no snapshot below crash, filesystem or application consistency",
+    )
+    run.add_argument(
+        "--no-fsfreeze", action="store_true", help="the platform's agent freezes, vmsnap does not"
+    )
+    command("check", check_command, "check configuration, scripts and filesystems", selection)
+    command(
+        "plan",
+        plan_command,
+        "show which filesystems would be frozen, and in which order",
+        selection,
+    )
+    init = command(
+        "init",
+        init_command,
+        "write the config of an app and skeletons of its scripts",
+        epilog="examples:\n  vmsnap init postgresql\n",
+    )
+    init.add_argument("name", metavar="NAME", help="a plain word: postgresql")
+    command("status", status_command, "show the session in progress, or how the last one went")
+    thaw = command("thaw", thaw_command, "thaw what a killed session left frozen")
+    thaw.add_argument(
+        "--force",
+        action="store_true",
+        required=True,
+        help="thaw everything that the list in the run directory names",
+    )
+    return top
+
+
+def seconds(word: str) -> float:
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= 86400:
+        raise argparse.ArgumentTypeError(
+            f"found {word!r}, expected a number of seconds above 0 and at most 86400"
+        )
+    return number
+
+
+def level(word: str) -> Level:
+    if word not in LEVELS:
+        raise argparse.ArgumentTypeError(f"found {word!r}, expected {', '.join(LEVELS)}")
+    return LEVELS[word]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. The only place that catches what commands raise."""
+    from vmsnap.lock import InProgress, RunDirectoryUnusable
+    from vmsnap.provision import Exists
+
+    ensure_stdio()
+    words = list(sys.argv[1:] if argv is None else argv)
+    words, rest = split_at_dashes(words)
+    arguments = parser().parse_args(words)
+    arguments.words = rest
+    for name in ("etc", "run", "state"):
+        path = os.path.abspath(getattr(arguments, name))  # noqa: PTH100 - Path keeps ".."
+        setattr(arguments, name, Path(path))
+    if rest is not None and arguments.command_name != "run":
+        arguments.parser.error("found a COMMAND after --, expected one only for `vmsnap run`")
+    if os.geteuid() != 0 and arguments.command_name != "plan":
+        complain(
+            f"vmsnap {arguments.command_name}: found uid {os.geteuid()}, expected root; use sudo"
+        )
+        return NOT_ROOT
+    try:
+        code: int = arguments.function(arguments)
+        sys.stdout.flush()
+        return code
+    except InProgress as e:
+        return refuse(arguments, "SESSION_IN_PROGRESS", str(e), IN_PROGRESS)
+    except RunDirectoryUnusable as e:
+        return refuse(arguments, "INCORRECT_SETTINGS", str(e), FAILED)
+    except Exists as e:
+        complain(f"vmsnap {arguments.command_name}: {e}")
+    except BrokenPipeError:  # the reader has gone; not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as e:
+        where = f"{e.filename}: " if e.filename else ""
+        complain(f"vmsnap {arguments.command_name}: {where}{e.strerror}")
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    return FAILED
+
+
+def split_at_dashes(words: list[str]) -> tuple[list[str], list[str] | None]:
+    if "--" not in words:
+        return words, None
+    index = words.index("--")
+    return words[:index], words[index + 1 :]
+
+
+# --- the commands ------------------------------------------------------------------------------
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import lock, report
+    from vmsnap.events import Waiter
+    from vmsnap.session import Options, Session, new_id
+
+    if not arguments.words:
+        arguments.parser.error("found no COMMAND, expected one after --: vmsnap run -- COMMAND")
+    options = Options(
+        command=tuple(arguments.words),
+        etc=arguments.etc,
+        run=arguments.run,
+        state=arguments.state,
+        hold=arguments.hold,
+        require=arguments.require,
+        only=tuple(arguments.only),
+        exclude=tuple(arguments.exclude),
+        fsfreeze=not arguments.no_fsfreeze,
+    )
+    lock.prepare(options.run)
+    session = new_id()
+    descriptor = lock.acquire(options.run, session)
+    waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    taking = Session(options, descriptor, waiter, show_phase(), session)
+    result = taking.take()
+    if taking.command:
+        taking.command.pass_on(to_stderr=arguments.json)
+    if arguments.json:
+        print_json(result.to_json())
+    else:
+        paint = report.Paint(colourful(sys.stderr))
+        complain(f"{report.summary(result, paint)}\n\n{report.timeline(result)}")
+    return OK if result.ok else FAILED
+
+
+def check_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import checks, host, report
+    from vmsnap.storage import make_plan
+
+    found = checks.inspect(arguments.etc)
+    settings = found.settings
+    plan = make_plan(arguments.only or settings.only, (*arguments.exclude, *settings.exclude))
+    if all(app.freeze for app in found.apps):
+        checks.inspect_filesystems(found, plan, arguments.run)
+    ok = not found.errors
+    if arguments.json:
+        print_json({"ok": ok, "problems": [problem.to_json() for problem in found.problems]})
+        return OK if ok else FAILED
+    paint = report.Paint(colourful(sys.stdout))
+    if found.problems:
+        print(report.problem_list(found.problems, paint))
+    names = ", ".join(app.name for app in found.runnable) or "none"
+    platform = f"{host.distribution()} on {host.hypervisor() or 'unknown hardware'}"
+    print(f"host: {platform}")
+    print(f"apps that would run: {names}")
+    print(f"filesystems that would be frozen: {len(plan.acted_on)} (`vmsnap plan`)")
+    print(paint("everything is in order", "success") if ok else paint("not in order", "failed"))
+    return OK if ok else FAILED
+
+
+def plan_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import checks, report
+    from vmsnap.storage import make_plan
+
+    only, exclude = arguments.only, arguments.exclude
+    if os.geteuid() == 0:
+        settings = checks.inspect(arguments.etc).settings
+        only, exclude = only or settings.only, (*exclude, *settings.exclude)
+    else:
+        complain(
+            "vmsnap plan: not root, so without the settings and without other mount namespaces"
+        )
+    plan = make_plan(only, exclude)
+    if arguments.json:
+        print_json([entry.to_json() for entry in plan.entries])
+    else:
+        print(report.plan_table(plan))
+    return FAILED if plan.unmatched else OK
+
+
+def init_command(arguments: argparse.Namespace) -> int:
+    from vmsnap.checks import APP_NAME
+    from vmsnap.provision import init
+
+    if not APP_NAME.fullmatch(arguments.name):
+        arguments.parser.error(
+            f"found the name {arguments.name!r}, expected a plain word of letters, digits, "
+            "'.', '_' and '-'"
+        )
+    written = init(arguments.etc, arguments.name)
+    if arguments.json:
+        print_json({key: str(path) for key, path in written.__dict__.items()})
+        return OK
+    print(f"wrote {written.config}\nwrote {written.pre}\nwrote {written.post}")
+    print("Next: write the two scripts, then run `vmsnap check`.")
+    return OK
+
+
+def status_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import lock, report
+    from vmsnap.result import LAST, from_json
+
+    path = arguments.state / LAST
+    holder = lock.holder(arguments.run)
+    try:
+        last = from_json(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        last = None
+    except (ValueError, KeyError, TypeError) as e:
+        complain(f"vmsnap status: {path}: found no result that can be read: {e}")
+        return FAILED
+    if arguments.json:
+        print_json({"in_progress": holder, "last": last.to_json() if last else None})
+    else:
+        paint = report.Paint(colourful(sys.stdout))
+        if holder:
+            print(f"In progress: session {holder}")
+        if last:
+            print(f"{report.summary(last, paint)}\n\n{report.timeline(last)}")
+        elif not holder:
+            print("No session yet.")
+    return FAILED if last and not last.ok and not holder else OK
+
+
+def thaw_command(arguments: argparse.Namespace) -> int:
+    from vmsnap.thaw import thaw_listed
+
+    told: list[str] = []
+    try:
+        good = thaw_listed(arguments.run, told.append)
+    except FileNotFoundError:
+        good = True
+        told.append(f"nothing to thaw: {arguments.run} holds no list of frozen filesystems")
+    except (ValueError, KeyError, TypeError) as e:
+        good = False
+        told.append(
+            f"{arguments.run}: found a list of frozen filesystems that cannot be read ({e}); "
+            "thaw each mount point by hand with `fsfreeze --unfreeze`"
+        )
+    if arguments.json:
+        print_json({"ok": good, "messages": told})
+    else:
+        print("\n".join(told))
+    return OK if good else FAILED
+
+
+# --- printing ----------------------------------------------------------------------------------
+
+
+def refuse(arguments: argparse.Namespace, kind_name: str, message: str, code: int) -> int:
+    """Report an error for which no session was begun."""
+    from vmsnap.errors import Kind
+    from vmsnap.session import refused
+
+    kind = Kind[kind_name]
+    if arguments.json and arguments.command_name == "run":
+        print_json(refused(kind, message).to_json())
+    complain(
+        f"vmsnap {arguments.command_name}: {kind.label} ({kind.code}): {message}\n{kind.action}"
+    )
+    return code
+
+
+def show_phase() -> Callable[[str], None]:
+    """On a terminal, one line that says what a person waits for. Nothing is shown while frozen."""
+    if not sys.stderr.isatty():
+        return lambda _: None
+    words = {
+        "check": "checking",
+        "pre": "running pre-scripts",
+        "presync": "writing out what is dirty",
+        "freeze": "frozen, taking the snapshot",
+        "thaw": "thawed",
+        "post": "running post-scripts",
+    }
+
+    def show(phase: str) -> None:
+        sys.stderr.write(f"\r\033[K{words[phase]} ..." if phase in words else "\r\033[K")
+        sys.stderr.flush()
+
+    return show
+
+
+def print_json(document: object) -> None:
+    print(json.dumps(document, indent=2))
+
+
+def complain(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def colourful(stream: object) -> bool:
+    isatty: Callable[[], bool] = getattr(stream, "isatty", bool)
+    return isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def ensure_stdio() -> None:
+    """A process started without one of its three standard descriptors would get it for a pipe."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)

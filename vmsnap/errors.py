@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The catalogue of everything that can go wrong: name, code, summary, recommended action.
+
+Messages, results, checks, the journal's message catalogue and the manual all take these from here.
+The names and codes from 300 on are those of Azure Backup's pre/post-script framework
+(https://learn.microsoft.com/azure/backup/backup-azure-linux-app-consistent).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Kind(Enum):
+    """One kind of error: (name, code, summary, action, MESSAGE_ID of its journal record)."""
+
+    FREEZE_FAILED = (
+        "FreezeFailed",
+        121,
+        "A filesystem could not be frozen; all were thawed again",
+        "See the reason in the message. Device or resource busy means that somebody else has "
+        "frozen the filesystem: find out who and let them thaw it. `vmsnap plan` shows what would "
+        "be frozen; [freeze] exclude= leaves a filesystem out",
+        "386ee7ae5aa849ca908d8f13232ecfc1",
+    )
+    FREEZE_TIMEOUT = (
+        "FreezeTimeout",
+        122,
+        "A filesystem did not freeze in time; all others were thawed again",
+        "Look for a device that hangs or writes slowly below the mount that the message names, and "
+        "for what writes so much to it; raise [freeze] timeout= if the device is just slow",
+        "fd587f0f7034489395a438034c8ced4e",
+    )
+    MOUNT_OPEN_FAILED = (
+        "MountOpenFailed",
+        123,
+        "A mount point could not be opened, or something else is mounted there now",
+        "Run `vmsnap plan` to see the filesystems; unmount what is mounted over the mount point, "
+        "or leave it out with [freeze] exclude=",
+        "8c84bd9f55a64307ad34ad389337bec4",
+    )
+    THAW_FAILED = (
+        "ThawFailed",
+        125,
+        "A filesystem could not be thawed",
+        "Run `vmsnap thaw --force` now: whoever writes to that filesystem hangs. If it fails "
+        "again, look for the device's errors in `dmesg`",
+        "d22fb92e630a4cf6bde2a752ce3ee7aa",
+    )
+    HOLD_EXPIRED = (
+        "HoldExpired",
+        126,
+        "The snapshot took longer than the hold timeout; the filesystems were thawed meanwhile",
+        "Make the snapshot faster, or raise --hold or [freeze] hold=; the filesystems cannot be "
+        "written to for that long",
+        "2912c6efb7f34ed391a7bce6ff3c52f8",
+    )
+    THAWED_EARLY = (
+        "ThawedEarly",
+        127,
+        "Somebody else thawed a filesystem while the snapshot was being taken",
+        "Find the other program that freezes and thaws (another backup agent, fsfreeze) and make "
+        "sure that it does not run at the same time",
+        "7da6c984dd4c4f55862a61926750cd4f",
+    )
+    GUARD_LOST = (
+        "GuardLost",
+        128,
+        "The process that guards the freeze died or stopped answering; vmsnap thawed in its place",
+        "Find out who stopped it (the kernel's log names victims of memory shortage) and run the "
+        "snapshot again",
+        "069fd9f35dca4939aedc43aa0a530704",
+    )
+    SNAPSHOT_FAILED = (
+        "SnapshotFailed",
+        130,
+        "The snapshot command failed, so there is no snapshot",
+        "Read the command's own output and run it by hand outside of vmsnap",
+        "894c9b699b4e4f68b8f9ce733339237a",
+    )
+    SESSION_IN_PROGRESS = (
+        "SessionInProgress",
+        140,
+        "Another session is in progress on this machine",
+        "Wait until it has ended; `vmsnap status` shows it",
+        "35107c9323dd466493550a79e82fc3cc",
+    )
+    INCORRECT_SETTINGS = (
+        "IncorrectSettings",
+        141,
+        "vmsnap's own settings cannot be used, so no session starts",
+        "Correct the file and key named; `vmsnap check` says whether it is right",
+        "437947d3d6694995a27fda62bc0d08b6",
+    )
+    PRE_SCRIPT_EXECUTION_FAILED = (
+        "Pre-ScriptExecutionFailed",
+        300,
+        "The pre-script failed, also when it was run again as often as configured",
+        "Read the script's own output in the journal (`journalctl -t vmsnap-script`) and mend it",
+        "8f0cca198baa4f68b59232deb47c0b9b",
+    )
+    POST_SCRIPT_EXECUTION_FAILED = (
+        "Post-ScriptExecutionFailed",
+        301,
+        "The post-script failed, also when it was run again as often as configured",
+        "Read the script's own output in the journal (`journalctl -t vmsnap-script`) and mend it; "
+        "check that the application has resumed",
+        "9f499a1af0ba4263a1288669441a9482",
+    )
+    PRE_SCRIPT_NOT_FOUND = (
+        "Pre-ScriptNotFound",
+        302,
+        "There is no pre-script where the configuration names one",
+        "Put the script at the path that the configuration names, or correct the path",
+        "447b5274a5d943ce99fce5d25b15cbeb",
+    )
+    POST_SCRIPT_NOT_FOUND = (
+        "Post-ScriptNotFound",
+        303,
+        "There is no post-script where the configuration names one",
+        "Put the script at the path that the configuration names, or correct the path",
+        "0d9fe02ebb9d4eedbf566d5f17f8062b",
+    )
+    INCORRECT_PLUGINHOST_FILE = (
+        "IncorrectPluginhostFile",
+        304,
+        "The plugin host file cannot be used",
+        "Restore the file, owner root and mode 0600; or remove it, since it is optional",
+        "4eda5a47e37a490aa589a0c7585bc0a3",
+    )
+    INCORRECT_JSON_CONFIG_FILE = (
+        "IncorrectJSONConfigFile",
+        305,
+        "The configuration file of an app cannot be used",
+        "Correct the key named, or write the file anew with `vmsnap init`; owner root, mode 0600",
+        "347de5ebeb5e4c619a78f27f86400a20",
+    )
+    INSUFFICIENT_PERMISSION_FOR_PRE_SCRIPT = (
+        "InsufficientPermissionforPre-Script",
+        306,
+        "Others than root could have changed the pre-script, or root cannot run it",
+        "Make root the owner and 0700 the mode, with no directory on the path writable by others",
+        "ab02d88d1aee42aba59babc0e818f5ae",
+    )
+    INSUFFICIENT_PERMISSION_FOR_POST_SCRIPT = (
+        "InsufficientPermissionforPost-Script",
+        307,
+        "Others than root could have changed the post-script, or root cannot run it",
+        "Make root the owner and 0700 the mode, with no directory on the path writable by others",
+        "b63e166a0384450faa296f9f9d06a69d",
+    )
+    PRE_SCRIPT_TIMEOUT = (
+        "Pre-ScriptTimeout",
+        308,
+        "The pre-script did not end within its time and was stopped",
+        "See what the script waits for, or raise timeoutInSeconds",
+        "5043766578544731aea3af72c1eb4282",
+    )
+    POST_SCRIPT_TIMEOUT = (
+        "Post-ScriptTimeout",
+        309,
+        "The post-script did not end within its time and was stopped",
+        "See what the script waits for, or raise timeoutInSeconds; check that the application has "
+        "resumed",
+        "d01fa87e105f4fb99b5c57dcdbe2a8ec",
+    )
+
+    def __init__(self, label: str, code: int, summary: str, action: str, message_id: str) -> None:
+        self.label = label
+        self.code = code
+        self.summary = summary
+        self.action = action
+        self.message_id = message_id
+
+
+@dataclass(frozen=True)
+class ScriptKinds:
+    """What can go wrong with the script of one phase."""
+
+    not_found: Kind
+    untrusted: Kind
+    failed: Kind
+    timeout: Kind
+
+
+SCRIPT = {
+    "pre": ScriptKinds(
+        Kind.PRE_SCRIPT_NOT_FOUND,
+        Kind.INSUFFICIENT_PERMISSION_FOR_PRE_SCRIPT,
+        Kind.PRE_SCRIPT_EXECUTION_FAILED,
+        Kind.PRE_SCRIPT_TIMEOUT,
+    ),
+    "post": ScriptKinds(
+        Kind.POST_SCRIPT_NOT_FOUND,
+        Kind.INSUFFICIENT_PERMISSION_FOR_POST_SCRIPT,
+        Kind.POST_SCRIPT_EXECUTION_FAILED,
+        Kind.POST_SCRIPT_TIMEOUT,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One thing that went wrong in a session: `subject` is an app, a mount point or a file."""
+
+    kind: Kind
+    phase: str
+    subject: str
+    message: str
+
+
+class Severity(Enum):
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding of the checks. `subject` is the app that it disables, "" if it is nobody's."""
+
+    severity: Severity
+    kind: Kind
+    path: str
+    message: str
+    subject: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "severity": self.severity.value,
+            "name": self.kind.label,
+            "code": self.kind.code,
+            "path": self.path,
+            "message": self.message,
+            "action": self.kind.action,
+        }

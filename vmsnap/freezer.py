@@ -1,0 +1,401 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's side of a freeze: opens the filesystems, starts the guard (guard.py), talks to it.
+
+Who thaws: the guard, at a word, at its deadlines and at the engine's death. If the guard is lost
+- killed, or without an answer - the engine thaws with its own descriptors. If both are killed,
+the list of what may be frozen is left in the run directory for `vmsnap thaw --force`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmsnap.errors import Failure, Kind
+from vmsnap.events import Waiter
+from vmsnap.files import write_atomically
+from vmsnap.pin import open_plan
+from vmsnap.process import close_all_but, spawn
+from vmsnap.result import FilesystemResult
+from vmsnap.storage import Action, Entry, Plan
+from vmsnap.thaw import FROZEN_LIST, STEP_PATIENCE, thaw_all
+
+F_SETPIPE_SZ = 1031  # linux/fcntl.h
+PIPE_BYTES = 1 << 20
+ANSWER = 2.0  # seconds within which a guard that lives answers
+START = 15.0  # seconds for the guard to start
+
+GUARD = Path(__file__).with_name("guard.py")
+CAUSES = {
+    "signal": "the guard was told to end by a signal, and thawed",
+    "broken": "the guard failed, and thawed",
+}
+
+
+@dataclass
+class Filesystem:
+    """One filesystem of the plan, pinned by a descriptor, and what the guard said of it.
+
+    Times are seconds on the monotonic clock. Until `frozen_at` or `error` is set after
+    `freezing_at`, nobody knows whether it is frozen.
+    """
+
+    entry: Entry
+    fd: int
+    freezing_at: float | None = None
+    frozen_at: float | None = None
+    synced_at: float | None = None
+    thawed_at: float | None = None
+    error: int = 0  # of FIFREEZE or syncfs
+    thaw_error: int = 0
+
+    @property
+    def maybe_frozen(self) -> bool:
+        return self.freezing_at is not None and not self.error and self.thawed_at is None
+
+    @property
+    def step(self) -> int:
+        return self.entry.step or 0
+
+    def result(self, thawing_at: float | None) -> FilesystemResult:
+        def ms(begin: float | None, end: float | None) -> float | None:
+            return None if begin is None or end is None else round((end - begin) * 1000, 3)
+
+        error = self.error or self.thaw_error
+        return FilesystemResult(
+            mount=self.entry.mount,
+            fstype=self.entry.mounts[0].fstype,
+            device=self.entry.device,
+            step=self.entry.step,
+            freeze_ms=ms(self.freezing_at, self.frozen_at),
+            held_ms=ms(self.frozen_at, self.thawed_at),
+            thaw_ms=ms(thawing_at, self.thawed_at) if self.frozen_at else None,
+            error=os.strerror(error) if error else None,
+        )
+
+    def events(self) -> Iterable[tuple[float, str]]:
+        for name in ("freezing", "frozen", "synced", "thawed"):
+            at = getattr(self, f"{name}_at")
+            if at is not None:
+                yield at, name
+
+
+class Freezer:
+    """One freeze, from opening to thaw. Every method may be called whatever state the guard is
+    in."""
+
+    def __init__(
+        self, run: Path, session: str, timeout: float, hold: float, waiter: Waiter
+    ) -> None:
+        self.filesystems: list[Filesystem] = []
+        self.held_at: float | None = None
+        self.thawing_at: float | None = None
+        self.cause = ""  # why the guard thawed
+        self.lost = ""  # why the guard is no longer counted on
+        self.presync_rounds = 0
+        self.unlocked = 0  # errno, if the guard could not lock its memory
+        self._run, self._session = run, session
+        self._timeout, self._hold, self._waiter = timeout, hold, waiter
+        self._by_fd: dict[int, Filesystem] = {}
+        self._said: set[str] = set()
+        self._buffer = b""
+        self._pid = 0
+        self._lock = -1
+        self._commands = self._answers = self._stderr = -1
+
+    # --- before the freeze ---
+
+    def open(self, plan: Plan) -> list[Failure]:
+        """Pin all filesystems of the plan. Nothing may be frozen if anything is wrong."""
+        pinned, failures = open_plan(plan, self._run)
+        self.filesystems = [Filesystem(entry, fd) for entry, fd in pinned]
+        self._by_fd = {filesystem.fd: filesystem for filesystem in self.filesystems}
+        return failures
+
+    def start(self, lock: int) -> list[Failure]:
+        """Write down what may be frozen, and start the guard. It shares the session's lock."""
+        try:
+            write_atomically(self._run / FROZEN_LIST, json.dumps(self._list()).encode(), 0o600)
+        except OSError as e:
+            message = f"cannot write the list of what may be frozen into {self._run}: {e.strerror}"
+            return [self._failure(Kind.FREEZE_FAILED, str(self._run), message)]
+        self._lock = lock
+        guard_in, self._commands = os.pipe()
+        self._answers, guard_out = os.pipe()
+        with contextlib.suppress(OSError):  # else the default, enough for a thousand filesystems
+            fcntl.fcntl(self._answers, F_SETPIPE_SZ, PIPE_BYTES)
+        os.set_blocking(self._answers, False)
+        # What the guard may say when it breaks must not need a filesystem.
+        self._stderr = os.memfd_create("vmsnap-guard-stderr", 0)
+        argv = [sys.executable, "-ISB", str(GUARD), str(self._timeout), str(self._hold)]
+        argv += [f"{f.fd}:{f.step}:{f.entry.action.value}" for f in self.filesystems]
+        try:
+            self._pid = spawn(
+                argv,
+                {"PATH": os.defpath, "LANG": "C.UTF-8"},
+                stdin=guard_in,
+                stdout=guard_out,
+                stderr=self._stderr,
+                inherit=[lock, *self._by_fd],
+            )
+        except OSError as e:
+            self.lost = f"cannot start the guard: {e.strerror}"
+        finally:
+            os.close(guard_in)
+            os.close(guard_out)
+        self._await("ready", START)
+        return self._loss()
+
+    def _list(self) -> dict[str, object]:
+        return {
+            "session": self._session,
+            "filesystems": [
+                {"mount": f.entry.mount, "device": f.entry.device, "step": f.step}
+                for f in self.filesystems
+                if f.entry.action is Action.FREEZE
+            ],
+        }
+
+    # --- the freeze ---
+
+    def presync(self) -> None:
+        self._command("presync")
+        self._await("presynced", self._timeout + ANSWER)
+
+    def freeze(self) -> list[Failure]:
+        """Freeze all. If anything fails, everything is thawed again when this returns."""
+        self._command("freeze")
+        self._await("held", self._timeout + ANSWER)
+        if self.held_at is not None:
+            return []
+        if self.lost or self._waiter.interrupted:
+            return self.thaw()
+        self._await("done", self._patience())
+        return [*self._freeze_failures(), *self._loss()]
+
+    def _freeze_failures(self) -> list[Failure]:
+        failures = []
+        for f in self.filesystems:
+            if f.error == errno.EBUSY:
+                message = "somebody else has frozen it (Device or resource busy)"
+                failures.append(self._failure(Kind.FREEZE_FAILED, f.entry.mount, message))
+            elif f.error:
+                failures.append(
+                    self._failure(Kind.FREEZE_FAILED, f.entry.mount, os.strerror(f.error))
+                )
+            elif f.maybe_frozen and f.frozen_at is None and self.cause == "timeout":
+                message = f"found it still not frozen after {self._timeout:g} s"
+                failures.append(self._failure(Kind.FREEZE_TIMEOUT, f.entry.mount, message))
+        if not failures and self.cause == "timeout":
+            message = f"found filesystems still being written out after {self._timeout:g} s"
+            failures.append(self._failure(Kind.FREEZE_TIMEOUT, "", message))
+        if self.cause in ("signal", "broken"):
+            failures.append(self._failure(Kind.GUARD_LOST, "guard", CAUSES[self.cause]))
+        return failures
+
+    # --- the hold ---
+
+    @property
+    def holding(self) -> bool:
+        return self.held_at is not None and not self.cause and not self.lost
+
+    def fds(self) -> list[int]:
+        """What to wait for during the hold, before hear()."""
+        return [self._answers] if self.holding else []
+
+    def deadline(self) -> float:
+        """When the guard must have thawed by itself, at the latest; then call overdue()."""
+        return (self.held_at or 0.0) + self._hold + ANSWER
+
+    def overdue(self) -> None:
+        self.cause = "expired"
+        self._lose(f"the guard did not thaw after {self._hold:g} s")
+
+    def hear(self) -> None:
+        """Take in what the guard says. When it is gone, thaw in its place."""
+        while True:
+            try:
+                data = os.read(self._answers, 65536)
+            except BlockingIOError:
+                return
+            if not data:
+                self._lose(f"the guard died{self._last_words()}")
+                return
+            *lines, self._buffer = (self._buffer + data).split(b"\n")
+            for line in lines:
+                self._note(*line.decode().split(" "))
+
+    def _note(self, event: str, fd: str, at: str, value: str) -> None:
+        self._said.add(event)
+        now, f = float(at), self._by_fd.get(int(fd))
+        if event == "held":
+            self.held_at = now
+        elif event == "thawing":
+            self.cause, self.thawing_at = value, now
+        elif event == "presynced":
+            self.presync_rounds = int(value)
+        elif event == "ready":
+            self.unlocked = int(value)
+        elif f is None:
+            pass
+        elif event == "freezing":
+            f.freezing_at = now
+        elif event == "frozen":
+            f.frozen_at, f.error = (None, int(value)) if int(value) else (now, 0)
+        elif event == "synced":
+            f.freezing_at, f.synced_at, f.error = None, now, int(value)
+        elif event == "thawed":
+            f.thaw_error = int(value)
+            f.thawed_at = now if f.thaw_error in (0, errno.EINVAL) else None
+
+    # --- the thaw ---
+
+    def thaw(self) -> list[Failure]:
+        """Thaw what is frozen; return everything that went wrong since the hold began."""
+        if not self.thawing_at and not self.lost:
+            self._command("thaw")
+            self._await("thawing", ANSWER)
+        self._await("done", self._patience())
+        if any(f.thawed_at is None for f in self.filesystems if f.frozen_at is not None):
+            self._thaw_ourselves()
+        failures = list(self._thaw_failures())
+        if self.cause == "expired":
+            message = f"found the snapshot still being taken after {self._hold:g} s"
+            failures.append(self._failure(Kind.HOLD_EXPIRED, "", message))
+        if self.cause in ("signal", "broken"):
+            failures.append(self._failure(Kind.GUARD_LOST, "guard", CAUSES[self.cause]))
+        return failures + self._loss()
+
+    def _thaw_failures(self) -> Iterable[Failure]:
+        for f in self.filesystems:
+            if f.frozen_at is None:
+                continue
+            if f.thaw_error == errno.EINVAL:
+                yield self._failure(
+                    Kind.THAWED_EARLY, f.entry.mount, "somebody else thawed it during the hold"
+                )
+            elif f.thaw_error or f.thawed_at is None:
+                reason = os.strerror(f.thaw_error) if f.thaw_error else "FITHAW did not return"
+                yield self._failure(Kind.THAW_FAILED, f.entry.mount, reason)
+
+    def _lose(self, why: str) -> None:
+        """The guard is not to be counted on any more: thaw with our own descriptors."""
+        if self.lost:
+            return
+        self.lost = why
+        self._thaw_ourselves()
+
+    def _thaw_ourselves(self) -> None:
+        self.thawing_at = self.thawing_at or time.monotonic()
+        frozen = [f for f in self.filesystems if f.maybe_frozen]
+        for f, error in thaw_all([(f.step, f.fd, f) for f in frozen]):
+            f.thaw_error = error
+            if error in (0, errno.EINVAL):
+                f.thawed_at = time.monotonic()
+        if frozen and self._pid and alive(self._pid):
+            self._outlive(frozen)
+
+    def _outlive(self, frozen: list[Filesystem]) -> None:
+        """A FIFREEZE that a lost guard is still inside of may yet succeed: somebody must be left to
+        thaw then. When its last call returns all descriptors of the guard close, also its pipe."""
+        os.close(self._commands)
+        self._commands = -1
+        with contextlib.suppress(OSError):
+            os.kill(self._pid, signal.SIGCONT)
+        if os.fork() == 0:
+            try:
+                os.setsid()
+                close_all_but({self._answers, self._lock, *(f.fd for f in frozen)})
+                os.set_blocking(self._answers, True)
+                while os.read(self._answers, 65536):
+                    pass
+                thaw_all([(f.step, f.fd, f) for f in frozen])
+            finally:
+                os._exit(0)
+
+    # --- the end ---
+
+    def close(self) -> None:
+        """Let the guard end and forget the list, unless something may still be frozen."""
+        for fd in (self._commands, self._answers, self._stderr):
+            if fd >= 0:
+                os.close(fd)
+        if not any(f.maybe_frozen for f in self.filesystems):
+            with contextlib.suppress(OSError):
+                (self._run / FROZEN_LIST).unlink()
+        for f in self.filesystems:
+            os.close(f.fd)
+        if self._pid:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, os.WNOHANG)
+
+    # --- talking ---
+
+    def _command(self, word: str) -> None:
+        with contextlib.suppress(OSError):  # its death is heard as end of file
+            os.write(self._commands, f"{word}\n".encode())
+
+    def _await(self, event: str, patience: float) -> None:
+        """Wait until the guard has said `event`, or is done, or is lost."""
+        deadline = time.monotonic() + patience
+        early = event in ("presynced", "held")
+        while not self.lost and not self._said & {event, "done"}:
+            if early and (self._waiter.interrupted or "thawing" in self._said):
+                return
+            if time.monotonic() >= deadline:
+                self._lose(f"the guard did not say {event!r} within {patience:g} s")
+                return
+            if self._answers in self._waiter.wait([self._answers], deadline):
+                self.hear()
+
+    def _patience(self) -> float:
+        return ANSWER + STEP_PATIENCE * len({f.step for f in self.filesystems})
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError):
+            words = os.pread(self._stderr, 4096, 0).decode("utf-8", "replace").strip()
+            if words:
+                return f": {words.splitlines()[-1]}"
+        return ""
+
+    def _loss(self) -> list[Failure]:
+        return [self._failure(Kind.GUARD_LOST, "guard", self.lost)] if self.lost else []
+
+    def _failure(self, kind: Kind, subject: str, message: str) -> Failure:
+        return Failure(kind, "thaw" if self.held_at else "freeze", subject, message)
+
+    @property
+    def frozen_seconds(self) -> float:
+        """The longest that anybody's write can have been stalled."""
+        begins = [f.freezing_at for f in self.filesystems if f.freezing_at is not None]
+        ends = [f.thawed_at for f in self.filesystems if f.thawed_at is not None]
+        return max(ends) - min(begins) if begins and ends else 0.0
+
+    def results(self) -> tuple[FilesystemResult, ...]:
+        return tuple(f.result(self.thawing_at) for f in self.filesystems)
+
+    def events(self) -> list[tuple[float, str, str]]:
+        """(monotonic seconds, event, mount) of everything the guard reported."""
+        events = [(at, name, f.entry.mount) for f in self.filesystems for at, name in f.events()]
+        if self.held_at is not None:
+            events.append((self.held_at, "held", ""))
+        if self.thawing_at is not None:
+            events.append((self.thawing_at, "thawing", self.cause or "guard lost"))
+        return events
+
+
+def alive(pid: int) -> bool:
+    """Whether any thread of a child lives."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == 0
+    except ChildProcessError:
+        return False

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guard: freezes filesystems, and thaws them whatever happens to everybody else.
+
+A program of its own: it imports nothing of vmsnap, is started before anything is frozen, and
+after its "ready" needs no memory, file or thread that it does not already have. It writes to its
+pipe only.
+
+    guard.py TIMEOUT HOLD FD:STEP:ACTION...      ACTION is freeze or sync; low steps go first
+
+Each FD is a directory or file on one filesystem, opened by the engine and inherited: both processes
+hold it, so that no umount hides a frozen superblock and either can thaw when the other is gone.
+
+engine -> guard (stdin), a word a line:  presync, freeze, thaw; end of file means thaw
+guard -> engine (stdout), a line each:   EVENT FD SECONDS VALUE   (SECONDS on CLOCK_MONOTONIC)
+    ready -1 . ERRNO      everything is in place; ERRNO says whether memory could not be locked
+    presynced -1 . ROUNDS
+    freezing FD . 0       from here on FD may be frozen
+    frozen FD . ERRNO     FIFREEZE returned; 0 means frozen
+    synced FD . ERRNO     syncfs returned, where the filesystem knows no freeze
+    held -1 . 0           all are frozen: the hold begins
+    thawing -1 . CAUSE    asked, abandoned, signal, expired, timeout, failed or broken
+    thawed FD . ERRNO     FITHAW returned; EINVAL means that somebody else had thawed it
+    done -1 . 0           nothing is frozen but what is still inside FIFREEZE or FITHAW
+
+One thread owns one filesystem and does FIFREEZE and FITHAW on it, so a call that never returns
+blocks nobody else, and one that returns too late finds its order to thaw waiting. The main thread
+only decides. It decides to thaw when told to, when the engine's pipe closes (the engine died), on
+SIGTERM, SIGINT and SIGHUP, when a filesystem fails, and at its own two deadlines: TIMEOUT seconds
+for the freeze, HOLD seconds from "held". It ends when every thread has ended, hence never inside
+FIFREEZE. If the guard itself is killed, the engine thaws; if both are, `vmsnap thaw --force`
+does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import functools
+import math
+import os
+import queue
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+FIFREEZE = 0xC0045877  # linux/fs.h: _IOWR('X', 119, int)
+FITHAW = 0xC0045878  # linux/fs.h: _IOWR('X', 120, int)
+MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = (
+    (0x2000, 0x4000, 0x8000) if os.uname().machine.startswith("ppc") else (1, 2, 4)
+)  # asm-generic/mman.h, powerpc's asm/mman.h
+PR_SET_NAME, PR_SET_IO_FLUSHER = 15, 57  # linux/prctl.h
+
+STACK_BYTES = 256 * 1024
+THAW_PATIENCE = 5.0  # seconds a step of the thaw waits for its carriers before the next one starts
+PRESYNC_ROUNDS = 5
+PRESYNC_WORTH = 0.7  # another round helps while it took less than this part of the one before
+PRESYNC_DONE = 0.010  # seconds; a round this short has nothing left to write
+
+libc = ctypes.CDLL(None, use_errno=True)
+wake_read, wake_write = -1, -1
+
+
+def say(event: str, fd: int = -1, value: int | str = 0) -> None:
+    """Tell the engine. Never blocks: a pipe that is full or broken has no reader left to serve."""
+    with contextlib.suppress(OSError):
+        os.write(1, f"{event} {fd} {time.monotonic():.6f} {value}\n".encode())
+
+
+def wake() -> None:
+    """Let the main thread look again. A full pipe wakes it just as well."""
+    with contextlib.suppress(OSError):
+        os.write(wake_write, b"\0")
+
+
+class Filesystem:
+    """One filesystem and the thread that owns it: no other touches its descriptor."""
+
+    def __init__(self, fd: int, step: int, action: str) -> None:
+        self.fd, self.step, self.action = fd, step, action
+        self.orders: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.given = self.done = 0  # the main thread writes the one, this thread the other
+        self.frozen = self.failed = False
+        self.thread = threading.Thread(target=self.obey)
+
+    def order(self, word: str) -> None:
+        self.given += 1
+        self.orders.put(word)
+
+    def settled(self) -> bool:
+        return self.given == self.done
+
+    def obey(self) -> None:
+        """Carry out orders until one says thaw."""
+        while True:
+            word = self.orders.get()
+            if word == "presync":
+                libc.syncfs(self.fd)
+            elif word == "freeze":
+                self.freeze()
+            elif self.frozen:
+                self.thaw()
+            self.done += 1
+            wake()
+            if word == "thaw":
+                return
+
+    def freeze(self) -> None:
+        error = errno.EOPNOTSUPP
+        if self.action == "freeze":
+            say("freezing", self.fd)
+            error = self.ioctl(FIFREEZE)
+            self.frozen = error == 0
+        if error == errno.EOPNOTSUPP:
+            error = ctypes.get_errno() if libc.syncfs(self.fd) else 0
+            say("synced", self.fd, error)
+        else:
+            say("frozen", self.fd, error)
+        self.failed = error != 0
+
+    def thaw(self) -> None:
+        say("thawed", self.fd, self.ioctl(FITHAW))
+        self.frozen = False
+
+    def ioctl(self, request: int) -> int:
+        try:
+            fcntl.ioctl(self.fd, request, 0)
+        except OSError as e:
+            return e.errno or errno.EIO
+        return 0
+
+
+def settled_or_failed(step: list[Filesystem]) -> bool:
+    return all(f.settled() for f in step) or any(f.failed for f in step)
+
+
+def none_frozen(step: list[Filesystem]) -> bool:
+    return not any(f.frozen for f in step)
+
+
+class Guard:
+    """The main thread: waits, decides, and gives each step of filesystems its orders."""
+
+    def __init__(self, filesystems: list[Filesystem]) -> None:
+        self.filesystems = filesystems
+        self.steps = [
+            [f for f in filesystems if f.step == step]
+            for step in sorted({f.step for f in filesystems})
+        ]
+        self.command = ""  # the engine's last word that is not "thaw"
+        self.demand = ""  # why everything must be thawed, once anything says so
+        self.poll = select.poll()
+        self.poll.register(0, select.POLLIN)
+        self.poll.register(wake_read, select.POLLIN)
+
+    def wait(
+        self, finished: Callable[[], bool], deadline: float | None = None, heed: bool = True
+    ) -> str:
+        """Sleep until `finished()`. Return "" then, else what ended the wait: the demand to thaw
+        (unless not `heed`), or "expired" at the deadline."""
+        while not finished():
+            if heed and self.demand:
+                return self.demand
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return "expired"
+            for fd, _ in self.poll.poll(None if left is None else math.ceil(left * 1000)):
+                self.hear(fd)
+        return ""
+
+    def hear(self, fd: int) -> None:
+        words = os.read(fd, 4096)
+        if fd == wake_read:
+            if any(words):  # a signal's number; the threads write zeros
+                self.demand = self.demand or "signal"
+        elif not words:
+            self.poll.unregister(fd)
+            self.demand = self.demand or "abandoned"
+        elif b"thaw" in words:
+            self.demand = self.demand or "asked"
+        else:
+            self.command = words.decode().split()[-1]
+
+    def run(self, timeout: float, hold: float) -> None:
+        cause = "broken"  # unless the following line lives to say otherwise
+        try:
+            cause = self.freeze_and_hold(timeout, hold)
+        finally:
+            self.thaw(cause)
+
+    def freeze_and_hold(self, timeout: float, hold: float) -> str:
+        """Return why the hold is over."""
+        while not self.wait(lambda: bool(self.command)) and self.command == "presync":
+            self.command = ""
+            self.presync(time.monotonic() + timeout)
+        return self.demand or self.freeze(time.monotonic() + timeout) or self.hold(hold)
+
+    def presync(self, deadline: float) -> None:
+        """Write out what is dirty, all at once, again while that leaves clearly less to freeze."""
+        before, rounds = math.inf, 0
+        while rounds < PRESYNC_ROUNDS:
+            rounds += 1
+            begin = time.monotonic()
+            for filesystem in self.filesystems:
+                filesystem.order("presync")
+            if self.wait(lambda: all(f.settled() for f in self.filesystems), deadline):
+                break
+            took = time.monotonic() - begin
+            if took < PRESYNC_DONE or took > before * PRESYNC_WORTH:
+                break
+            before = took
+        say("presynced", value=rounds)
+
+    def freeze(self, deadline: float) -> str:
+        for step in self.steps:
+            for filesystem in step:
+                filesystem.order("freeze")
+            cause = self.wait(functools.partial(settled_or_failed, step), deadline)
+            if cause:
+                return "timeout" if cause == "expired" else cause
+            if any(f.failed for f in step):
+                return "failed"
+        return ""
+
+    def hold(self, seconds: float) -> str:
+        say("held")
+        return self.wait(lambda: False, time.monotonic() + seconds)
+
+    def thaw(self, cause: str) -> None:
+        """Carriers first, since thawing a loop filesystem may write to the one below it."""
+        say("thawing", value=cause)
+        for step in reversed(self.steps):
+            for filesystem in step:
+                filesystem.order("thaw")
+            self.wait(
+                functools.partial(none_frozen, step), time.monotonic() + THAW_PATIENCE, heed=False
+            )
+        say("done")
+        for filesystem in self.filesystems:
+            filesystem.thread.join()
+
+
+def stay_alive() -> int:
+    """Let nothing that is frozen, swapped or short of memory stop this process. Return an errno."""
+    libc.prctl(PR_SET_NAME, b"vmsnap-guard", 0, 0, 0)
+    # Memory that the kernel frees for us must not be freed by writing to a frozen filesystem
+    # (Linux 5.6; prctl(2)).
+    libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("-1000")
+    # What is mapped now is read in now; later mappings (thread stacks) are locked as they are
+    # touched.
+    failed = libc.mlockall(MCL_CURRENT) or libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)
+    return ctypes.get_errno() if failed else 0
+
+
+def main(argv: list[str]) -> None:
+    global wake_read, wake_write  # noqa: PLW0603 - one per process, as the signals that write to it
+    wake_read, wake_write = os.pipe()
+    for fd in (0, 1, wake_read, wake_write):
+        os.set_blocking(fd, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+
+    timeout, hold = float(argv[0]), float(argv[1])
+    filesystems = []
+    for word in argv[2:]:
+        fd_word, step, action = word.split(":")
+        filesystems.append(Filesystem(int(fd_word), int(step), action))
+    guard = Guard(filesystems)
+
+    unlocked = stay_alive()
+    threading.stack_size(STACK_BYTES)
+    try:
+        for filesystem in filesystems:
+            filesystem.thread.start()
+    except (
+        RuntimeError
+    ) as e:  # no more threads: nothing is frozen, and those that wait would wait on
+        sys.stderr.write(f"{e}\n")
+        sys.stderr.flush()
+        os._exit(1)
+    say("ready", value=unlocked)
+    guard.run(timeout, hold)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Structured records to the systemd journal, held back while anything is frozen.
+
+The sender is our own because it must never block: with / frozen journald stops reading, and a
+blocking sender would then wait for the thaw that it is itself in the way of. A datagram that
+cannot be sent at once is dropped, counted and said. Protocol:
+https://systemd.io/JOURNAL_NATIVE_PROTOCOL/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import sys
+from enum import Enum, IntEnum
+
+SOCKET = "/run/systemd/journal/socket"
+SEND_BUFFER = 8 << 20
+
+
+class Priority(IntEnum):
+    """syslog(3)."""
+
+    ERROR = 3
+    WARNING = 4
+    NOTICE = 5
+    INFO = 6
+
+
+class Event(Enum):
+    """The MESSAGE_ID of each kind of record that is not an error (those are in the catalogue)."""
+
+    STARTED = "24c84bfcdb9341698413e64e31041ef9"
+    PHASE = "85e55a3fbd1a4c0d87cf77fbdf1e63ef"
+    SCRIPT_ENDED = "c60fd5338f1845dfb8daa1884939de6d"
+    SCRIPT_OUTPUT = "a94285c500ec4fb9b9fc24974c9e9c3f"
+    FROZEN = "186743e2281841fa896fcc414bb68dfa"
+    THAWED = "2f04aa617de1427c8b18f16c68f29e86"
+    ENDED = "3d5304e8279e4bc69c3d469c8147cfc1"
+    NOTE = "35abde914f2541c5a5d95fbcc174acfa"
+    DROPPED = "dcd1d00909454c8fbbd129f4e06b779a"
+
+
+class Journal:
+    """Where a session's records go. `fields` are added to every record."""
+
+    def __init__(self, fields: dict[str, str] | None = None, path: str = SOCKET) -> None:
+        self.fields = fields or {}
+        self._path = path
+        self._socket: socket.socket | None = None
+        self._pid = 0
+        self._held: list[tuple[Priority, bytes, str]] | None = None
+        self._dropped = 0
+
+    def hold(self) -> None:
+        """Keep records in memory from now on."""
+        self._held = self._held or []
+
+    def release(self) -> None:
+        """Send what was held back, and stop holding back."""
+        held, self._held = self._held or [], None
+        for record in held:
+            self._send(*record)
+
+    def send(
+        self,
+        message: str,
+        message_id: str,
+        priority: Priority = Priority.INFO,
+        identifier: str = "vmsnap",
+        **fields: str,
+    ) -> None:
+        record = {
+            "MESSAGE": message,
+            "MESSAGE_ID": message_id,
+            "PRIORITY": str(int(priority)),
+            "SYSLOG_IDENTIFIER": identifier,
+            **self.fields,
+            **fields,
+        }
+        encoded = b"".join(encode(key, value) for key, value in record.items())
+        if self._held is not None:
+            self._held.append((priority, encoded, message))
+        else:
+            self._send(priority, encoded, message)
+
+    def _send(self, priority: Priority, encoded: bytes, message: str) -> None:
+        if not self._connect():
+            self._print(priority, message)
+            return
+        if self._dropped and self._datagram(self._lost()):
+            self._dropped = 0
+        if not self._datagram(encoded):
+            self._dropped += 1
+
+    def _connect(self) -> bool:
+        """A socket is opened anew after a fork, since the child closes what it did not open."""
+        if self._pid == os.getpid():
+            return self._socket is not None
+        self._pid, self._socket = os.getpid(), None
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        client.setblocking(False)
+        with contextlib.suppress(OSError):
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        try:
+            client.connect(self._path)
+        except OSError:
+            client.close()
+            return False
+        self._socket = client
+        return True
+
+    def _datagram(self, data: bytes) -> bool:
+        assert self._socket is not None
+        try:
+            self._socket.send(data)
+        except OSError:
+            return False
+        return True
+
+    def _lost(self) -> bytes:
+        fields = {
+            "MESSAGE": f"{self._dropped} records were lost because the journal did not take them",
+            "MESSAGE_ID": Event.DROPPED.value,
+            "PRIORITY": str(int(Priority.WARNING)),
+            "SYSLOG_IDENTIFIER": "vmsnap",
+            **self.fields,
+        }
+        return b"".join(encode(key, value) for key, value in fields.items())
+
+    def _print(self, priority: Priority, message: str) -> None:
+        """Without a journal: stderr, with the prefixes of sd-daemon(3) unless a person reads it."""
+        # On a terminal the line of the phase in progress stands where this is written.
+        prefix = "\r\033[K" if sys.stderr.isatty() else f"<{int(priority)}>"
+        with contextlib.suppress(OSError, ValueError):
+            for line in message.splitlines() or [""]:
+                sys.stderr.write(f"{prefix}{line}\n")
+            sys.stderr.flush()
+
+
+def encode(key: str, value: str) -> bytes:
+    data = value.encode("utf-8", "replace")
+    if b"\n" not in data:
+        return key.encode() + b"=" + data + b"\n"
+    return key.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n"

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One session at a time: the lock in the run directory, and the directory itself.
+
+The guard and the scripts' supervisors inherit the lock, so a new session cannot start before
+those of a killed one have thawed and resumed everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+LOCK = "lock"
+
+
+class InProgress(Exception):
+    """Another session holds the lock."""
+
+
+class RunDirectoryUnusable(Exception):
+    """The run directory cannot be made, or others than root can write to it."""
+
+
+def prepare(run: Path) -> None:
+    """Make sure that the run directory exists and is root's alone."""
+    try:
+        run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = run.stat()
+    except OSError as e:
+        raise RunDirectoryUnusable(f"{run}: {e.strerror}") from None
+    if status.st_uid != 0 or status.st_mode & 0o022:
+        raise RunDirectoryUnusable(
+            f"{run}: found owner uid {status.st_uid} and mode {status.st_mode & 0o7777:04o}, "
+            "expected owner root and mode 0700"
+        )
+
+
+def acquire(run: Path, session: str) -> int:
+    """Take the lock and return its descriptor; closing it gives it back. Raises InProgress."""
+    try:
+        fd = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as e:
+        raise RunDirectoryUnusable(f"{run / LOCK}: {e.strerror}") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 200, 0).decode("ascii", "replace").strip()
+        os.close(fd)
+        raise InProgress(f"found session {holder or 'of an unknown process'} in progress") from None
+    with contextlib.suppress(OSError):  # a full tmpfs costs the name, not the lock
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{session} of process {os.getpid()}".encode(), 0)
+    return fd
+
+
+def holder(run: Path) -> str | None:
+    """Who holds the lock, in words; None if nobody does. Never takes it, be it for an instant."""
+    path = run / LOCK
+    try:
+        status = path.stat()
+        words = path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    for line in Path("/proc/locks").read_text().splitlines():
+        if " FLOCK " in line and device in line.split():
+            return words or "unknown"
+    return None

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening the filesystems of a plan so that they are certainly those, and stay them.
+
+While the descriptor is open, umount fails instead of hiding a frozen superblock.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from vmsnap.errors import Failure, Kind
+from vmsnap.storage import Entry, Plan
+
+
+class MountOpenError(Exception):
+    """A filesystem of the plan could not be opened, or is no longer what was planned."""
+
+
+def open_plan(plan: Plan, run: Path) -> tuple[list[tuple[Entry, int]], list[Failure]]:
+    """Open every filesystem that the plan acts on. The caller closes what it gets.
+
+    Nothing may be frozen if there is any failure: a filesystem cannot be opened, a pattern of
+    --only names nothing, nothing is left to freeze, or the run directory would be frozen as well.
+    """
+    pinned: list[tuple[Entry, int]] = []
+    failures: list[Failure] = []
+
+    def fail(kind: Kind, subject: str, message: str) -> None:
+        failures.append(Failure(kind, "freeze", subject, message))
+
+    run_device = run.stat().st_dev if run.exists() else None
+    for entry in plan.acted_on:
+        try:
+            fd = open_filesystem(entry)
+        except MountOpenError as e:
+            fail(Kind.MOUNT_OPEN_FAILED, entry.mount, f"{entry.mount}: {e}")
+            continue
+        pinned.append((entry, fd))
+        if os.fstat(fd).st_dev == run_device:
+            message = (
+                f"{entry.mount}: found the run directory {run} on it, expected it on a tmpfs, "
+                "since vmsnap cannot write there while it is frozen"
+            )
+            fail(Kind.FREEZE_FAILED, entry.mount, message)
+    for pattern in plan.unmatched:
+        fail(Kind.MOUNT_OPEN_FAILED, pattern, f"{pattern}: found nothing mounted there")
+    if not plan.acted_on:
+        fail(Kind.FREEZE_FAILED, "", "found no filesystem to freeze; `vmsnap plan` says why")
+    return pinned, failures
+
+
+def open_filesystem(entry: Entry) -> int:
+    """Open one superblock through any of its mounts and make sure that it is the one planned."""
+    reason = "it has no mount point that can be reached"
+    for mount in entry.mounts:
+        if not mount.reachable:
+            continue
+        try:
+            pinned = os.open(mount.path, os.O_PATH | os.O_NOFOLLOW)
+        except OSError as e:
+            reason = e.strerror or str(e)
+            continue
+        try:
+            status = os.fstat(pinned)
+            if mount_id(pinned) != mount.id or not same_device(status, mount.device):
+                reason = "something else is mounted there now"
+            elif not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+                reason = "it is mounted on a special file"
+            else:
+                return os.open(f"/proc/self/fd/{pinned}", os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as e:
+            reason = e.strerror or str(e)
+        finally:
+            os.close(pinned)
+    raise MountOpenError(reason)
+
+
+def mount_id(fd: int) -> int:
+    """proc(5), /proc/PID/fdinfo."""
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
+        if line.startswith("mnt_id:"):
+            return int(line.split()[1])
+    return -1
+
+
+def same_device(status: os.stat_result, device: str) -> bool:
+    """btrfs gives subvolumes device numbers that no mount table shows; the mount id decides."""
+    return (
+        device.startswith("0:") or device == f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    )

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people read: tables, the summary of a session, its timeline. Text in, text out."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from vmsnap.errors import Problem, Severity
+from vmsnap.result import ErrorResult, Result, ScriptResult, TimelineEvent
+from vmsnap.storage import Action, Plan
+
+WIDTH = 80
+COLORS = {"success": "32;1", "failed": "31;1", "error": "31", "warning": "33", "dim": "2"}
+
+
+class Paint:
+    """Colours for a terminal; plain text for everything else."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+
+    def __call__(self, text: str, style: str) -> str:
+        return f"\033[{COLORS[style]}m{text}\033[0m" if self.enabled else text
+
+
+def printable(text: str) -> str:
+    """Text from outside with nothing in it that a terminal obeys."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [list(header), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines]
+
+
+# --- the plan ----------------------------------------------------------------------------------
+
+
+def plan_table(plan: Plan) -> str:
+    """One line for each filesystem on a disk; the virtual ones are summed up in the last line."""
+    order = {Action.FREEZE: 0, Action.SYNC: 1, Action.SKIP: 2}
+    shown = [entry for entry in plan.entries if not entry.virtual]
+    shown.sort(key=lambda e: (order[e.action], e.step or 0, e.mount))
+    rows = [
+        (
+            entry.mount,
+            entry.mounts[0].source,
+            entry.mounts[0].fstype,
+            entry.action.value,
+            str(entry.step or "-"),
+            entry.reason,
+        )
+        for entry in shown
+    ]
+    lines = table(("MOUNT", "SOURCE", "TYPE", "ACTION", "STEP", "WHY NOT FROZEN"), rows)
+    hidden = Counter(entry.mounts[0].fstype for entry in plan.entries if entry.virtual)
+    if hidden:
+        kinds = ", ".join(f"{n} {fstype}" for fstype, n in sorted(hidden.items()))
+        text = f"skipped as well, being on no disk: {kinds}"
+        lines += ["", *textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
+    lines += [f"nothing is mounted at {pattern}" for pattern in plan.unmatched]
+    return "\n".join(lines)
+
+
+# --- the checks --------------------------------------------------------------------------------
+
+
+def problem_list(problems: Iterable[Problem], paint: Paint) -> str:
+    lines = []
+    for problem in problems:
+        word = problem.severity.value
+        name = f"{problem.kind.label} ({problem.kind.code})"
+        lines.append(f"{paint(word, word)}: {printable(problem.message)}")
+        if problem.severity is Severity.ERROR:
+            lines.append(paint(f"  {name}: {problem.kind.action}", "dim"))
+    return "\n".join(lines)
+
+
+# --- a session ---------------------------------------------------------------------------------
+
+
+def summary(result: Result, paint: Paint) -> str:
+    """What a person wants to know of a session, most important first."""
+    verdict = paint("succeeded" if result.ok else "failed", result.outcome)
+    lines = [
+        f"Session {result.session} {verdict}: "
+        + (f"{result.consistency}-consistent snapshot" if result.snapshot_taken else "no snapshot"),
+        f"  started {result.started}, took {duration(result.seconds)}, "
+        f"writes stalled for {duration(result.frozen_seconds)}",
+    ]
+    if result.required != "crash":
+        lines.append(f"  required consistency: {result.required}")
+    for app in result.apps:
+        lines.append(
+            f"  app {app.name}: pre-script {script(app.pre)}, post-script {script(app.post)}"
+        )
+    for error in result.errors:
+        lines += error_lines(error, paint)
+    return "\n".join(lines)
+
+
+def error_lines(error: ErrorResult, paint: Paint) -> list[str]:
+    def wrapped(text: str) -> list[str]:
+        paragraphs = text.splitlines() or [""]
+        return [
+            line
+            for paragraph in paragraphs
+            for line in textwrap.wrap(
+                printable(paragraph), WIDTH, initial_indent="    ", subsequent_indent="    "
+            )
+        ]
+
+    where = f" ({printable(error.subject)})" if error.subject else ""
+    head = f"  {paint(f'{error.name} {error.code}', 'error')} in phase {error.phase}{where}:"
+    return [head, *wrapped(error.message), *(paint(line, "dim") for line in wrapped(error.action))]
+
+
+def script(result: ScriptResult | None) -> str:
+    if result is None:
+        return "not run"
+    if result.timed_out:
+        word = "timed out"
+    elif result.exit == 0:
+        word = "ok"
+    elif result.signal is not None:
+        word = f"killed by signal {result.signal}"
+    else:
+        word = "failed" if result.exit is None else f"failed with exit code {result.exit}"
+    attempts = f", {result.attempts} attempts" if result.attempts > 1 else ""
+    return f"{word} ({duration(result.seconds)}{attempts})"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 120:
+        return f"{seconds:.2f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+PHASES = ("check", "pre", "presync", "freeze", "snapshot", "thaw", "post", "report")
+BAR = 40
+
+
+def timeline(result: Result) -> str:
+    """The phases to scale, and what each filesystem went through."""
+    starts = [event for event in result.timeline if event.event in PHASES]
+    ends = [event.at for event in starts[1:]] + [result.seconds]
+    total = max(result.seconds, 1e-9)
+    lines = ["Timeline"]
+    for event, end in zip(starts, ends):
+        left = round(event.at / total * BAR)
+        length = max(round((end - event.at) / total * BAR), 1)
+        left = min(left, BAR - length)
+        bar = " " * left + ("█" if event.event in FROZEN_PHASES else "▒") * length
+        lines.append(
+            f"  {event.event:<9} {duration(event.at):>9}  {bar:<{BAR}}  "
+            f"{duration(end - event.at)}{detail(event, result)}"
+        )
+    if result.filesystems:
+        rows = [
+            (
+                f"  {fs.mount}",
+                fs.fstype,
+                str(fs.step or "-"),
+                milliseconds(fs.freeze_ms),
+                milliseconds(fs.held_ms),
+                milliseconds(fs.thaw_ms),
+                fs.error or "",
+            )
+            for fs in result.filesystems
+        ]
+        lines += ["", *table(("  FILESYSTEM", "TYPE", "STEP", "FREEZE", "HELD", "THAW", ""), rows)]
+    return "\n".join(lines)
+
+
+FROZEN_PHASES = ("freeze", "snapshot", "thaw")
+
+
+def detail(event: TimelineEvent, result: Result) -> str:
+    if event.event == "snapshot" and result.snapshot:
+        return f"  {printable(' '.join(result.snapshot.command))[:30]}"
+    return ""
+
+
+def milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} ms"

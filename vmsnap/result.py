@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The result of a session, to and from JSON (version 1). Other programs depend on its form."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vmsnap.errors import Failure
+
+VERSION = 1
+LAST = "last-result.json"  # in the state directory
+
+
+@dataclass(frozen=True)
+class ScriptResult:
+    attempts: int
+    exit: int | None
+    signal: int | None
+    seconds: float
+    timed_out: bool
+
+
+@dataclass(frozen=True)
+class AppResult:
+    name: str
+    config: str
+    pre: ScriptResult | None
+    post: ScriptResult | None
+
+
+@dataclass(frozen=True)
+class FilesystemResult:
+    """Times are in milliseconds; None for what did not happen."""
+
+    mount: str
+    fstype: str
+    device: str
+    step: int | None
+    freeze_ms: float | None
+    held_ms: float | None
+    thaw_ms: float | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class SnapshotResult:
+    command: tuple[str, ...]
+    exit: int | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TimelineEvent:
+    """`at` is in seconds since the start of the session."""
+
+    at: float
+    event: str
+    subject: str
+
+
+@dataclass(frozen=True)
+class ErrorResult:
+    name: str
+    code: int
+    phase: str
+    subject: str
+    message: str
+    action: str
+
+
+def error_result(failure: Failure) -> ErrorResult:
+    kind = failure.kind
+    return ErrorResult(
+        kind.label, kind.code, failure.phase, failure.subject, failure.message, kind.action
+    )
+
+
+@dataclass(frozen=True)
+class Result:
+    """`started` is RFC 3339; `seconds` the whole session; `frozen_seconds` the longest write
+    stall."""
+
+    session: str
+    outcome: str
+    consistency: str
+    required: str
+    started: str
+    seconds: float
+    frozen_seconds: float
+    errors: tuple[ErrorResult, ...]
+    apps: tuple[AppResult, ...]
+    filesystems: tuple[FilesystemResult, ...]
+    snapshot: SnapshotResult | None
+    timeline: tuple[TimelineEvent, ...]
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome == "success"
+
+    @property
+    def snapshot_taken(self) -> bool:
+        return self.consistency != "none"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": VERSION, **asdict(self)}
+
+
+def from_json(document: dict[str, Any]) -> Result:
+    """Read what to_json wrote. Raises KeyError, TypeError or ValueError for anything else."""
+    fields = dict(document)
+    if fields.pop("version") != VERSION:
+        raise ValueError(f"found version {document['version']!r}, expected {VERSION}")
+    fields["errors"] = tuple(ErrorResult(**e) for e in fields["errors"])
+    fields["apps"] = tuple(
+        AppResult(
+            app["name"],
+            app["config"],
+            *(ScriptResult(**app[phase]) if app[phase] else None for phase in ("pre", "post")),
+        )
+        for app in fields["apps"]
+    )
+    fields["filesystems"] = tuple(FilesystemResult(**f) for f in fields["filesystems"])
+    if fields["snapshot"]:
+        snapshot = fields["snapshot"]
+        fields["snapshot"] = SnapshotResult(
+            tuple(snapshot["command"]), snapshot["exit"], snapshot["seconds"]
+        )
+    fields["timeline"] = tuple(TimelineEvent(**e) for e in fields["timeline"])
+    return Result(**fields)

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One app's scripts: attempts within one budget of time, output to the journal, clean ends.
+
+Each app has one supervisor (process.py) for the whole session. It runs the pre-script when told to,
+stays to reap what a successful one leaves running, and runs the post-script when told to - or by
+itself when the engine has died, since an application that was quiesced must be resumed whatever
+happens. It then removes the app's private directory. It holds the session's lock, so that no new
+session starts meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmsnap.config import App, Script
+from vmsnap.events import Waiter
+from vmsnap.journal import Event, Journal, Priority
+from vmsnap.process import Ending, Link, Supervisor, spawn, supervise
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+TAIL_BYTES = 4096
+LINE_BYTES = 16384  # a line without an end is cut into pieces of this size
+SUPERVISOR_PATIENCE = 10.0  # seconds that a supervisor may take longer than its script and the kill
+PREFIX = re.compile(rb"<([0-7])>")  # sd-daemon(3)
+
+
+@dataclass(frozen=True)
+class ScriptRun:
+    """What came of running one script, over all its attempts."""
+
+    attempts: int
+    exit: int | None
+    signal: int | None
+    seconds: float
+    timed_out: bool
+    words: str = ""
+    tail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.exit == 0 and not self.words
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "attempts": self.attempts,
+            "exit": self.exit,
+            "signal": self.signal,
+            "seconds": round(self.seconds, 6),
+            "timed_out": self.timed_out,
+        }
+
+
+class AppScripts:
+    """The engine's side: start the scripts of one app and hear how they ended."""
+
+    def __init__(
+        self, app: App, session: str, run: Path, grace: float, lock: int, journal: Journal
+    ):
+        self.app = app
+        self.pre_started = False
+        self._grace = grace
+        self._began = 0.0
+        self._attempts = 0
+        directory = run / "scripts" / session / app.name
+        directory.mkdir(mode=0o700, parents=True)
+        runner = Runner(app, session, directory, grace, journal)
+        self._link: Link = supervise(runner.serve, "vmsnap-scripts", keep=[lock])
+
+    def fileno(self) -> int:
+        return self._link.fileno()
+
+    def script(self, phase: str) -> Script | None:
+        return self.app.pre if phase == "pre" else self.app.post
+
+    def start(self, phase: str, env: Mapping[str, str]) -> None:
+        self.pre_started = self.pre_started or phase == "pre"
+        self._began, self._attempts = time.monotonic(), 0
+        self._link.send(run=phase, env=dict(env))
+
+    def stop(self) -> None:
+        self._link.send(stop=True)
+
+    def hear(self) -> ScriptRun | str:
+        """The script's result, or a line of what happened."""
+        message = self._link.hear()
+        if message is None:
+            return self.lost("its supervisor was killed")
+        if "attempt" in message:
+            self._attempts = int(message["attempt"])
+            return f"attempt {self._attempts}"
+        return ScriptRun(**message)
+
+    def lost(self, why: str) -> ScriptRun:
+        seconds = time.monotonic() - self._began
+        return ScriptRun(self._attempts, None, None, seconds, False, f"cannot be watched: {why}")
+
+    def deadline(self, phase: str) -> float:
+        script = self.script(phase)
+        budget = script.budget if script else 0.0
+        return self._began + budget + self._grace + SUPERVISOR_PATIENCE
+
+    def finish(self, waiter: Waiter) -> None:
+        self._link.finish(waiter, self._grace + SUPERVISOR_PATIENCE)
+
+
+def run_scripts(
+    everyone: list[AppScripts],
+    phase: str,
+    env: Mapping[str, str],
+    waiter: Waiter,
+    tell: Callable[[AppScripts, str], None],
+    heed: bool,
+) -> dict[str, ScriptRun]:
+    """Run the scripts of one phase, all at once, and wait for all. By app's name.
+
+    If `heed`, an interruption of the engine stops them. `tell` hears of attempts as they begin.
+    """
+    running = {scripts.fileno(): scripts for scripts in everyone}
+    results: dict[str, ScriptRun] = {}
+    for scripts in everyone:
+        scripts.start(phase, env)
+    stopping = False
+    while running:
+        if heed and waiter.interrupted and not stopping:
+            stopping = True
+            for scripts in running.values():
+                scripts.stop()
+        deadline = min(scripts.deadline(phase) for scripts in running.values())
+        for fd in waiter.wait(running, deadline):
+            heard = running[fd].hear()
+            if isinstance(heard, ScriptRun):
+                results[running.pop(fd).app.name] = heard
+            else:
+                tell(running[fd], heard)
+        for fd, scripts in list(running.items()):
+            if time.monotonic() > scripts.deadline(phase):
+                results[running.pop(fd).app.name] = scripts.lost("its supervisor does not answer")
+    return results
+
+
+class Runner:
+    """The supervisor's side: runs in a fork of the engine, one for each app."""
+
+    def __init__(self, app: App, session: str, directory: Path, grace: float, journal: Journal):
+        self.app, self.directory, self.grace = app, directory, grace
+        self.journal = Journal({**journal.fields, "VMSNAP_APP": app.name})
+        self.environment = {
+            "PATH": PATH,
+            "LANG": os.environ.get("LANG", "C.UTF-8"),
+            "HOME": "/root",
+            "VMSNAP_SESSION": session,
+            "VMSNAP_APP": app.name,
+            "VMSNAP_SCRIPT_DIR": str(directory),
+        }
+
+    def serve(self, supervisor: Supervisor) -> None:
+        os.chdir("/")
+        started: set[str] = set()
+        while (order := supervisor.order()) is not None:
+            phase = str(order["run"])
+            started.add(phase)
+            run = self.run(supervisor, phase, order["env"])
+            supervisor.say(**{**run.__dict__})
+        if "post" not in started and self.app.post and ("pre" in started):
+            self.journal.send(
+                f"The session was killed; running the post-script of {self.app.name}",
+                Event.NOTE.value,
+                Priority.WARNING,
+            )
+            abandoned = {"VMSNAP_OUTCOME": "failed", "VMSNAP_CONSISTENCY": "none"}
+            self.run(supervisor, "post", abandoned)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.directory.parent.rmdir()  # the last app of the session succeeds
+
+    def run(self, supervisor: Supervisor, phase: str, extra: Mapping[str, str]) -> ScriptRun:
+        script = self.app.pre if phase == "pre" else self.app.post
+        assert script is not None
+        begin = time.monotonic()
+        deadline = begin + script.budget
+        attempt = 0
+        while True:
+            attempt += 1
+            supervisor.say(attempt=attempt)
+            env = {
+                **self.environment,
+                **extra,
+                "VMSNAP_PHASE": phase,
+                "VMSNAP_ATTEMPT": str(attempt),
+                "VMSNAP_TIMEOUT": f"{script.budget:g}",
+            }
+            ending, tail = self.attempt(supervisor, script, phase, env, deadline)
+            if ending.ok:
+                break
+            over = ending.timed_out or ending.stopped or bool(ending.error)
+            if over or attempt > script.retries or time.monotonic() >= deadline:
+                break
+        words = "" if ending.ok else ending.words
+        seconds = time.monotonic() - begin
+        return ScriptRun(
+            attempt, ending.exit, ending.signal, seconds, ending.timed_out, words, tail
+        )
+
+    def attempt(
+        self,
+        supervisor: Supervisor,
+        script: Script,
+        phase: str,
+        env: Mapping[str, str],
+        deadline: float,
+    ) -> tuple[Ending, str]:
+        """Start the script once. Its output goes to the journal; the end of it is returned."""
+        output = Output(self.journal, phase)
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        null = os.open("/dev/null", os.O_RDONLY)
+
+        def start() -> int:
+            try:
+                # By its path and not by a descriptor, because a script started as /dev/fd/N does
+                # not know its own name. Only root could have exchanged it since it was checked.
+                status = Path(script.path).stat()
+                if (status.st_dev, status.st_ino) != script.identity:
+                    raise OSError(errno.ESTALE, "it was replaced after it had been checked")
+                argv = [script.path, *script.params]
+                return spawn(argv, env, stdin=null, stdout=write, stderr=write)
+            finally:
+                os.close(write)
+
+        ending = supervisor.run(start, deadline, read, output.take)
+        os.close(null)
+        if ending.ok:
+            # What the script left running would be killed by SIGPIPE at its next word, and what it
+            # holds for the application with it.
+            supervisor.discard.add(read)
+        else:
+            supervisor.end_everything(self.grace)
+            os.close(read)
+        output.end()
+        return ending, output.tail.decode("utf-8", "replace")
+
+
+class Output:
+    """Cuts a script's output into lines for the journal and keeps its end."""
+
+    def __init__(self, journal: Journal, phase: str) -> None:
+        self.journal, self.phase = journal, phase
+        self.tail = b""
+        self._line = b""
+
+    def take(self, data: bytes) -> None:
+        self.tail = (self.tail + data)[-TAIL_BYTES:]
+        *lines, self._line = (self._line + data).split(b"\n")
+        for line in lines:
+            self.record(line)
+        while len(self._line) > LINE_BYTES:
+            self.record(self._line[:LINE_BYTES])
+            self._line = self._line[LINE_BYTES:]
+
+    def end(self) -> None:
+        if self._line:
+            self.record(self._line)
+        self._line = b""
+
+    def record(self, line: bytes) -> None:
+        prefix = PREFIX.match(line)
+        self.journal.send(
+            line[3 if prefix else 0 :].decode("utf-8", "replace"),
+            Event.SCRIPT_OUTPUT.value,
+            Priority(min(max(int(prefix[1]), 3), 6)) if prefix else Priority.INFO,
+            identifier="vmsnap-script",
+            VMSNAP_PHASE=self.phase,
+        )

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The snapshot command: started while everything is frozen, its output kept in memory meanwhile.
+
+Everything that can be done before the freeze is: the command is looked up, its supervisor forked
+and its pipes made, so that inside the write stall there is one message, one spawn and the command
+itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vmsnap.events import Waiter
+from vmsnap.process import PIPE_READS, READ_BYTES, Ending, Link, Supervisor, spawn, supervise
+
+OUTPUT_BYTES = 64 << 20
+AFTER_EXPIRY = 10.0  # seconds that the command may go on after the hold has expired
+SUPERVISOR_PATIENCE = 20.0
+
+
+class Stream:
+    """One output pipe of the command and what came out of it, up to OUTPUT_BYTES."""
+
+    def __init__(self) -> None:
+        self.read, self.write = os.pipe()
+        os.set_blocking(self.read, False)
+        self.chunks: list[bytes] = []
+        self.size = 0
+        self.lost = 0
+        self.open = True
+
+    def take(self) -> None:
+        """Read once. What does not fit is counted."""
+        try:
+            data = os.read(self.read, READ_BYTES)
+        except BlockingIOError:
+            return
+        self.open = bool(data)
+        room = data[: OUTPUT_BYTES - self.size]
+        if room:
+            self.chunks.append(room)
+            self.size += len(room)
+        self.lost += len(data) - len(room)
+
+
+class Command:
+    """The engine's side. `ending` is set once the command has ended."""
+
+    def __init__(self, path: str, argv: Sequence[str], grace: float, lock: int) -> None:
+        self.argv = argv
+        self.ending: Ending | None = None
+        self.seconds = 0.0
+        self.streams = (Stream(), Stream())
+        self._began = 0.0
+        self._stop_at: float | None = None
+        writers = [stream.write for stream in self.streams]
+
+        def serve(supervisor: Supervisor) -> None:
+            order = supervisor.order()
+            if order is None:
+                return
+
+            def start() -> int:
+                try:
+                    argv_found = [path, *argv[1:]]
+                    return spawn(
+                        argv_found, order["env"], stdin=0, stdout=writers[0], stderr=writers[1]
+                    )
+                finally:
+                    for fd in writers:
+                        os.close(fd)
+
+            ending = supervisor.run(start, None)
+            if not ending.ok:
+                supervisor.end_everything(grace)
+            supervisor.say(**ending.__dict__)
+            supervisor.order()
+
+        self._link: Link = supervise(serve, "vmsnap-command", keep=[lock, *writers])
+        for fd in writers:
+            os.close(fd)
+
+    def start(self, env: Mapping[str, str]) -> None:
+        self._began = time.monotonic()
+        self._link.send(env=dict(env))
+
+    def stop(self) -> None:
+        """Ask for its end, once."""
+        if self._stop_at is None:
+            self._stop_at = time.monotonic() + SUPERVISOR_PATIENCE
+            self._link.send(stop=True)
+
+    def fds(self) -> list[int]:
+        return [self._link.fileno(), *(s.read for s in self.streams if s.open)]
+
+    def deadline(self) -> float | None:
+        """When to stop waiting for the end of a command that was stopped."""
+        return self._stop_at
+
+    def hear(self, ready: set[int]) -> None:
+        for stream in self.streams:
+            if stream.read in ready:
+                stream.take()
+        given_up = self._stop_at is not None and time.monotonic() >= self._stop_at
+        if self._link.fileno() in ready or given_up:
+            message = None if given_up else self._link.hear()
+            self.ending = Ending(**message) if message else Ending(error="its supervisor is gone")
+            self.seconds = time.monotonic() - self._began
+
+    def collect(self) -> None:
+        """Take what the pipes still hold after the end."""
+        for stream in self.streams:
+            for _ in range(PIPE_READS):
+                if stream.open:
+                    stream.take()
+
+    @property
+    def lost(self) -> int:
+        """Bytes of stdout that were too many to keep."""
+        return self.streams[0].lost
+
+    def pass_on(self, to_stderr: bool) -> None:
+        """Write the output where the caller expects it, unchanged."""
+        for stream, fd in zip(self.streams, (2 if to_stderr else 1, 2)):
+            with contextlib.suppress(OSError):  # nobody reads it
+                for chunk in stream.chunks:
+                    write_all(fd, chunk)
+
+    def finish(self, waiter: Waiter) -> None:
+        self._link.finish(waiter, 2.0)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def find(command: str) -> str | None:
+    """Where the command is, as a shell would find it."""
+    found = shutil.which(command)
+    return None if found is None else str(Path(found).absolute())
+
+
+def environment(session: str, consistency: str, directory: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "VMSNAP_SESSION": session,
+        "VMSNAP_CONSISTENCY": consistency,
+        "TMPDIR": str(directory),  # /tmp may be frozen
+    }

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Thawing without the guard: many filesystems at once, and what a list left behind says is
+frozen."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from vmsnap.pin import same_device
+
+FITHAW = 0xC0045878  # linux/fs.h: _IOWR('X', 120, int)
+STEP_PATIENCE = 5.0  # seconds for one step of a thaw; as in the guard
+FROZEN_LIST = "frozen.json"
+
+What = TypeVar("What")
+
+
+class Call:
+    """One FITHAW in a thread of its own, which may never return. `error` is None until it does."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.error: int | None = None
+        self.thread = threading.Thread(target=self._thaw, daemon=True)
+
+    def _thaw(self) -> None:
+        try:
+            fcntl.ioctl(self.fd, FITHAW, 0)
+            self.error = 0
+        except OSError as e:
+            self.error = e.errno or errno.EIO
+
+
+def thaw_all(filesystems: Iterable[tuple[int, int, What]]) -> list[tuple[What, int]]:
+    """Thaw (step, descriptor, what), carriers first, each step at once. Return (what, errno)."""
+    calls = [(step, Call(fd), what) for step, fd, what in filesystems]
+    for current in sorted({step for step, _, _ in calls}, reverse=True):
+        deadline = time.monotonic() + STEP_PATIENCE
+        of_step = [call for step, call, _ in calls if step == current]
+        for call in of_step:
+            call.thread.start()
+        for call in of_step:
+            call.thread.join(max(0.0, deadline - time.monotonic()))
+    return [(what, errno.ETIMEDOUT if c.error is None else c.error) for _, c, what in calls]
+
+
+def thaw_listed(run: Path, tell: Callable[[str], None]) -> bool:
+    """Thaw what the list in the run directory says may be frozen, and forget the list.
+
+    For when engine and guard were both killed; a guard that lives is a hindrance to nobody. False,
+    and the list is kept, if anything may stay frozen. Raises FileNotFoundError if there is no list.
+    """
+    path = run / FROZEN_LIST
+    good = True
+    opened: list[tuple[int, int, str]] = []
+    for item in json.loads(path.read_text(encoding="utf-8"))["filesystems"]:
+        mount = item["mount"]
+        try:
+            fd = os.open(mount, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as e:
+            tell(f"{mount}: {e.strerror}")
+            good = False
+            continue
+        if same_device(os.fstat(fd), item["device"]):
+            opened.append((item["step"], fd, mount))
+        else:
+            tell(f"{mount}: something else is mounted there now; left alone")
+            good = False
+    for mount, error in thaw_all(opened):
+        if error == errno.EINVAL:
+            tell(f"{mount}: was not frozen")
+        else:
+            tell(f"{mount}: {os.strerror(error) if error else 'thawed'}")
+            good = good and not error
+    if good:
+        path.unlink()
+    return good
