@@ -228,7 +228,8 @@ class Freezer:
             except BlockingIOError:
                 return
             if not data:
-                self._lose(f"the guard died{self._last_words()}")
+                if "done" not in self._said:
+                    self._lose(f"the guard died{self._last_words()}")
                 return
             *lines, self._buffer = (self._buffer + data).split(b"\n")
             for line in lines:

@@ -30,7 +30,6 @@ from vmsnap.journal import Event, Journal, Priority
 from vmsnap.result import (
     LAST,
     AppResult,
-    FilesystemResult,
     Result,
     ScriptResult,
     SnapshotResult,
