@@ -27,7 +27,7 @@ from vmsnap.pin import open_plan
 from vmsnap.process import close_all_but, spawn
 from vmsnap.result import FilesystemResult
 from vmsnap.storage import Action, Entry, Plan
-from vmsnap.thaw import FROZEN_LIST, STEP_PATIENCE, thaw_all
+from vmsnap.thaw import FROZEN_LIST, STEP_PATIENCE, rcu_expedited, restore_rcu, thaw_all
 
 F_SETPIPE_SZ = 1031  # linux/fcntl.h
 PIPE_BYTES = 1 << 20
@@ -110,6 +110,7 @@ class Freezer:
         self._buffer = b""
         self._pid = 0
         self._lock = -1
+        self._rcu_expedited = rcu_expedited()
         self._commands = self._answers = self._stderr = -1
 
     # --- before the freeze ---
@@ -158,6 +159,7 @@ class Freezer:
     def _list(self) -> dict[str, object]:
         return {
             "session": self._session,
+            "rcu_expedited": self._rcu_expedited,
             "filesystems": [
                 {"mount": f.entry.mount, "device": f.entry.device, "step": f.step}
                 for f in self.filesystems
@@ -294,6 +296,7 @@ class Freezer:
             return
         self.lost = why
         self._thaw_ourselves()
+        restore_rcu(self._rcu_expedited)
 
     def _thaw_ourselves(self) -> None:
         self.thawing_at = self.thawing_at or time.monotonic()

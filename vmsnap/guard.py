@@ -14,7 +14,7 @@ engine -> guard (stdin), a word a line:  presync, freeze, thaw; end of file mean
 guard -> engine (stdout), a line each:   EVENT FD SECONDS VALUE   (SECONDS on CLOCK_MONOTONIC)
     ready -1 . ERRNO      everything is in place; ERRNO says whether memory could not be locked
     presynced -1 . ROUNDS
-    freezing FD . 0       from here on FD may be frozen
+    freezing FD . 0       from here on FD may be frozen, whether or not more is said of it
     frozen FD . ERRNO     FIFREEZE returned; 0 means frozen
     synced FD . ERRNO     syncfs returned, where the filesystem knows no freeze
     held -1 . 0           all are frozen: the hold begins
@@ -33,6 +33,7 @@ does.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import errno
@@ -46,7 +47,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 FIFREEZE = 0xC0045877  # linux/fs.h: _IOWR('X', 119, int)
 FITHAW = 0xC0045878  # linux/fs.h: _IOWR('X', 120, int)
@@ -54,6 +55,8 @@ MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = (
     (0x2000, 0x4000, 0x8000) if os.uname().machine.startswith("ppc") else (1, 2, 4)
 )  # asm-generic/mman.h, powerpc's asm/mman.h
 PR_SET_NAME, PR_SET_IO_FLUSHER = 15, 57  # linux/prctl.h
+
+RCU_EXPEDITED = "/sys/kernel/rcu_expedited"
 
 STACK_BYTES = 256 * 1024
 THAW_PATIENCE = 5.0  # seconds a step of the thaw waits for its carriers before the next one starts
@@ -63,12 +66,20 @@ PRESYNC_DONE = 0.010  # seconds; a round this short has nothing left to write
 
 libc = ctypes.CDLL(None, use_errno=True)
 wake_read, wake_write = -1, -1
+news: collections.deque[tuple[str, int, float, int]] = collections.deque()
 
 
 def say(event: str, fd: int = -1, value: int | str = 0) -> None:
-    """Tell the engine. Never blocks: a pipe that is full or broken has no reader left to serve."""
+    """Tell the engine what the threads did, and then this."""
+    while news:
+        write_line(*news.popleft())
+    write_line(event, fd, time.monotonic(), value)
+
+
+def write_line(event: str, fd: int, at: float, value: int | str) -> None:
+    """Never blocks: a pipe that is full or broken has no reader left to serve."""
     with contextlib.suppress(OSError):
-        os.write(1, f"{event} {fd} {time.monotonic():.6f} {value}\n".encode())
+        os.write(1, f"{event} {fd} {at:.6f} {value}\n".encode())
 
 
 def wake() -> None:
@@ -78,18 +89,19 @@ def wake() -> None:
 
 
 class Filesystem:
-    """One filesystem and the thread that owns it: no other touches its descriptor."""
+    """One filesystem and the thread that owns it: no other touches its descriptor.
+
+    The thread says in `news` what it did, and wakes the main thread only when there is something to
+    decide: with many threads on few processors, every wake costs more than the ioctl.
+    """
 
     def __init__(self, fd: int, step: int, action: str) -> None:
         self.fd, self.step, self.action = fd, step, action
+        self.peers: list[Filesystem] = []  # those that got the same order at the same time
         self.orders: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.given = self.done = 0  # the main thread writes the one, this thread the other
         self.frozen = self.failed = False
         self.thread = threading.Thread(target=self.obey)
-
-    def order(self, word: str) -> None:
-        self.given += 1
-        self.orders.put(word)
 
     def settled(self) -> bool:
         return self.given == self.done
@@ -105,26 +117,26 @@ class Filesystem:
             elif self.frozen:
                 self.thaw()
             self.done += 1
-            wake()
+            if word == "thaw" or self.failed or all(f.settled() for f in self.peers):
+                wake()
             if word == "thaw":
                 return
 
     def freeze(self) -> None:
-        error = errno.EOPNOTSUPP
+        event, error = "synced", errno.EOPNOTSUPP
         if self.action == "freeze":
-            say("freezing", self.fd)
             error = self.ioctl(FIFREEZE)
             self.frozen = error == 0
+            event = "frozen"
         if error == errno.EOPNOTSUPP:
-            error = ctypes.get_errno() if libc.syncfs(self.fd) else 0
-            say("synced", self.fd, error)
-        else:
-            say("frozen", self.fd, error)
+            event, error = "synced", ctypes.get_errno() if libc.syncfs(self.fd) else 0
         self.failed = error != 0
+        news.append((event, self.fd, time.monotonic(), error))
 
     def thaw(self) -> None:
-        say("thawed", self.fd, self.ioctl(FITHAW))
+        error = self.ioctl(FITHAW)
         self.frozen = False
+        news.append(("thawed", self.fd, time.monotonic(), error))
 
     def ioctl(self, request: int) -> int:
         try:
@@ -134,12 +146,24 @@ class Filesystem:
         return 0
 
 
+def settled(filesystems: list[Filesystem]) -> bool:
+    return all(f.settled() for f in filesystems)
+
+
 def settled_or_failed(step: list[Filesystem]) -> bool:
-    return all(f.settled() for f in step) or any(f.failed for f in step)
+    return settled(step) or any(f.failed for f in step)
 
 
 def none_frozen(step: list[Filesystem]) -> bool:
     return not any(f.frozen for f in step)
+
+
+def order(word: str, filesystems: list[Filesystem]) -> None:
+    for filesystem in filesystems:
+        filesystem.peers = filesystems
+        filesystem.given += 1
+    for filesystem in filesystems:
+        filesystem.orders.put(word)
 
 
 class Guard:
@@ -200,30 +224,37 @@ class Guard:
         return self.demand or self.freeze(time.monotonic() + timeout) or self.hold(hold)
 
     def presync(self, deadline: float) -> None:
-        """Write out what is dirty, all at once, again while that leaves clearly less to freeze."""
+        """Write out what is dirty, again while that leaves clearly less to freeze."""
+        # The first round writes most, so it goes few at a time: writers would wait for all of it.
+        width = os.cpu_count() or 1
         before, rounds = math.inf, 0
         while rounds < PRESYNC_ROUNDS:
             rounds += 1
             begin = time.monotonic()
-            for filesystem in self.filesystems:
-                filesystem.order("presync")
-            if self.wait(lambda: all(f.settled() for f in self.filesystems), deadline):
-                break
+            for first in range(0, len(self.filesystems), width):
+                batch = self.filesystems[first : first + width]
+                order("presync", batch)
+                if self.wait(functools.partial(settled, batch), deadline):
+                    say("presynced", value=rounds)
+                    return
             took = time.monotonic() - begin
             if took < PRESYNC_DONE or took > before * PRESYNC_WORTH:
                 break
-            before = took
+            before, width = took, len(self.filesystems)
         say("presynced", value=rounds)
 
     def freeze(self, deadline: float) -> str:
-        for step in self.steps:
-            for filesystem in step:
-                filesystem.order("freeze")
-            cause = self.wait(functools.partial(settled_or_failed, step), deadline)
-            if cause:
-                return "timeout" if cause == "expired" else cause
-            if any(f.failed for f in step):
-                return "failed"
+        with expedited_rcu():
+            for step in self.steps:
+                for filesystem in step:
+                    if filesystem.action == "freeze":
+                        say("freezing", filesystem.fd)
+                order("freeze", step)
+                cause = self.wait(functools.partial(settled_or_failed, step), deadline)
+                if cause:
+                    return "timeout" if cause == "expired" else cause
+                if any(f.failed for f in step):
+                    return "failed"
         return ""
 
     def hold(self, seconds: float) -> str:
@@ -234,14 +265,38 @@ class Guard:
         """Carriers first, since thawing a loop filesystem may write to the one below it."""
         say("thawing", value=cause)
         for step in reversed(self.steps):
-            for filesystem in step:
-                filesystem.order("thaw")
+            order("thaw", step)
             self.wait(
                 functools.partial(none_frozen, step), time.monotonic() + THAW_PATIENCE, heed=False
             )
         say("done")
         for filesystem in self.filesystems:
             filesystem.thread.join()
+
+
+@contextlib.contextmanager
+def expedited_rcu() -> Iterator[None]:
+    """A freeze of a clean filesystem is three RCU grace periods and nothing else: 30 ms when they
+    are normal, 1 ms when they are expedited, as the kernel has them while it boots and suspends.
+
+    A guard that is killed in here leaves the switch on; the engine and `vmsnap thaw --force` put
+    it back. (Documentation/admin-guide/kernel-parameters.txt, rcupdate.rcu_expedited)
+    """
+    fd = -1
+    with contextlib.suppress(OSError):  # no such kernel, or a container
+        fd = os.open(RCU_EXPEDITED, os.O_RDWR)
+        if os.read(fd, 16).strip() == b"0":
+            os.pwrite(fd, b"1", 0)
+        else:  # somebody wants it on, or is in here too and will switch it off
+            os.close(fd)
+            fd = -1
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if fd >= 0:
+                os.pwrite(fd, b"0", 0)
+                os.close(fd)
 
 
 def stay_alive() -> int:

@@ -4,6 +4,7 @@ frozen."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -17,6 +18,7 @@ from typing import TypeVar
 from vmsnap.pin import same_device
 
 FITHAW = 0xC0045878  # linux/fs.h: _IOWR('X', 120, int)
+RCU_EXPEDITED = Path("/sys/kernel/rcu_expedited")
 STEP_PATIENCE = 5.0  # seconds for one step of a thaw; as in the guard
 FROZEN_LIST = "frozen.json"
 
@@ -52,6 +54,20 @@ def thaw_all(filesystems: Iterable[tuple[int, int, What]]) -> list[tuple[What, i
     return [(what, errno.ETIMEDOUT if c.error is None else c.error) for _, c, what in calls]
 
 
+def restore_rcu(before: str) -> None:
+    """Undo what a guard that was killed while freezing could not undo (guard.py, expedited_rcu)."""
+    with contextlib.suppress(OSError):
+        if before == "0":
+            RCU_EXPEDITED.write_text("0")
+
+
+def rcu_expedited() -> str:
+    """ "0" or "1"; "" if this kernel has no such switch."""
+    with contextlib.suppress(OSError):
+        return RCU_EXPEDITED.read_text().strip()
+    return ""
+
+
 def thaw_listed(run: Path, tell: Callable[[str], None]) -> bool:
     """Thaw what the list in the run directory says may be frozen, and forget the list.
 
@@ -61,7 +77,8 @@ def thaw_listed(run: Path, tell: Callable[[str], None]) -> bool:
     path = run / FROZEN_LIST
     good = True
     opened: list[tuple[int, int, str]] = []
-    for item in json.loads(path.read_text(encoding="utf-8"))["filesystems"]:
+    listed = json.loads(path.read_text(encoding="utf-8"))
+    for item in listed["filesystems"]:
         mount = item["mount"]
         try:
             fd = os.open(mount, os.O_RDONLY | os.O_NONBLOCK)
@@ -80,6 +97,7 @@ def thaw_listed(run: Path, tell: Callable[[str], None]) -> bool:
         else:
             tell(f"{mount}: {os.strerror(error) if error else 'thawed'}")
             good = good and not error
+    restore_rcu(listed["rcu_expedited"])
     if good:
         path.unlink()
     return good
