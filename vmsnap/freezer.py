@@ -182,7 +182,7 @@ class Freezer:
         if self.lost or self._waiter.interrupted:
             return self.thaw()
         self._await("done", self._patience())
-        return [*self._freeze_failures(), *self._loss()]
+        return [*self._freeze_failures(), *self._thaw_failures(), *self._loss()]
 
     def _freeze_failures(self) -> list[Failure]:
         failures = []
@@ -268,7 +268,7 @@ class Freezer:
             self._command("thaw")
             self._await("thawing", ANSWER)
         self._await("done", self._patience())
-        if any(f.thawed_at is None for f in self.filesystems if f.frozen_at is not None):
+        if any(f.maybe_frozen for f in self.filesystems):
             self._thaw_ourselves()
         failures = list(self._thaw_failures())
         if self.cause == "expired":
@@ -311,6 +311,8 @@ class Freezer:
     def _outlive(self, frozen: list[Filesystem]) -> None:
         """A FIFREEZE that a lost guard is still inside of may yet succeed: somebody must be left to
         thaw then. When its last call returns all descriptors of the guard close, also its pipe."""
+        if self._commands < 0:
+            return
         os.close(self._commands)
         self._commands = -1
         with contextlib.suppress(OSError):

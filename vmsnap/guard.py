@@ -197,7 +197,10 @@ class Guard:
         return ""
 
     def hear(self, fd: int) -> None:
-        words = os.read(fd, 4096)
+        try:
+            words = os.read(fd, 4096)
+        except OSError:  # as if the engine were gone: thawing is never wrong
+            words = b""
         if fd == wake_read:
             if any(words):  # a signal's number; the threads write zeros
                 self.demand = self.demand or "signal"
@@ -269,6 +272,12 @@ class Guard:
             self.wait(
                 functools.partial(none_frozen, step), time.monotonic() + THAW_PATIENCE, heed=False
             )
+        for filesystem in self.filesystems:
+            if filesystem.frozen and not filesystem.thread.is_alive():  # a bug killed it
+                filesystem.thaw()
+        if cause != "timeout":  # else what is still inside FIFREEZE may stay there for ever
+            everything = functools.partial(settled, self.filesystems)
+            self.wait(everything, time.monotonic() + THAW_PATIENCE, heed=False)
         say("done")
         for filesystem in self.filesystems:
             filesystem.thread.join()
