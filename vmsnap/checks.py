@@ -227,8 +227,8 @@ def inspect_script(
 def inspect_filesystems(found: Inspection, plan: Plan, run: Path) -> None:
     """Check that everything in the plan could be frozen, by opening it and closing it again."""
     pinned, failures = open_plan(plan, run)
-    for _, fd in pinned:
-        os.close(fd)
+    for filesystem in pinned:
+        os.close(filesystem.fd)
     for failure in failures:
         found.error(failure.kind, failure.subject, failure.message)
 

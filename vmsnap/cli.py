@@ -5,163 +5,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vmsnap import __version__
-from vmsnap.consistency import Level
+from vmsnap.arguments import parser
 
 OK, FAILED, USAGE, IN_PROGRESS, NOT_ROOT = 0, 1, 2, 75, 77
-
-LEVELS = {level.word: level for level in (Level.CRASH, Level.FILESYSTEM, Level.APPLICATION)}
-
-DESCRIPTION = "Application-consistent snapshots of this virtual machine, from inside it."
-EXAMPLES = """\
-examples:
-  vmsnap init postgresql              write a config and script skeletons to edit
-  vmsnap check                        is everything right? (changes nothing)
-  vmsnap plan                         which filesystems would be frozen, and why not the others
-  vmsnap run -- ./take-snapshot       quiesce, freeze, run the command, thaw, resume
-  vmsnap status                       how the last session went
-  vmsnap thaw --force                 emergency exit: thaw what a killed session left frozen
-
-exit codes: 0 succeeded, 1 failed, 2 usage, 75 another session is in progress, 77 not root
-"""
-RUN_EXAMPLES = """\
-examples:
-  vmsnap run -- lvcreate --snapshot --name backup --size 5G vg/data
-  vmsnap run --hold 20 --require application -- ./cloud-snapshot
-  vmsnap run --only /srv --only /var/lib/postgresql -- ./take-snapshot
-  vmsnap run --json -- ./take-snapshot 2>/dev/null | jq .consistency
-
-COMMAND finds VMSNAP_SESSION and VMSNAP_CONSISTENCY in its environment. It must not write to a
-frozen filesystem: it would wait for the thaw. Its output appears after the thaw.
-"""
-
-
-def parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--etc", type=Path, default=Path("/etc"), metavar="DIR", help="configuration (/etc)"
-    )
-    common.add_argument(
-        "--run", type=Path, default=Path("/run/vmsnap"), metavar="DIR", help="tmpfs (/run/vmsnap)"
-    )
-    common.add_argument(
-        "--state",
-        type=Path,
-        default=Path("/var/lib/vmsnap"),
-        metavar="DIR",
-        help="last result (/var/lib/vmsnap)",
-    )
-    common.add_argument("--json", action="store_true", help="print one JSON document on stdout")
-
-    selection = argparse.ArgumentParser(add_help=False)
-    for name, words in (("only", "freeze no others than"), ("exclude", "do not freeze")):
-        selection.add_argument(
-            f"--{name}",
-            action="append",
-            default=[],
-            metavar="GLOB",
-            help=f"{words} the filesystems mounted there (repeatable)",
-        )
-
-    top = argparse.ArgumentParser(
-        prog="vmsnap",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    top.add_argument("--version", action="version", version=f"vmsnap {__version__}")
-    commands = top.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
-
-    def command(
-        name: str,
-        function: Callable[[argparse.Namespace], int],
-        words: str,
-        *parents: argparse.ArgumentParser,
-        epilog: str = "",
-        usage: str | None = None,
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=words,
-            description=words[0].upper() + words[1:] + ".",
-            parents=[*parents, common],
-            epilog=epilog,
-            usage=usage,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        sub.set_defaults(function=function, parser=sub)
-        return sub
-
-    run = command(
-        "run",
-        run_command,
-        "take a snapshot with COMMAND while everything is quiesced and frozen",
-        selection,
-        epilog=RUN_EXAMPLES,
-        usage="vmsnap run [options] -- COMMAND [ARGUMENT...]",
-    )
-    run.add_argument(
-        "--hold", type=seconds, metavar="SECONDS", help="thaw after this time at the latest (60)"
-    )
-    run.add_argument(
-        "--require",
-        type=level,
-        metavar="LEVEL",
-        help="take no snapshot below crash, filesystem or application consistency",
-    )
-    run.add_argument(
-        "--no-fsfreeze", action="store_true", help="the platform's agent freezes, vmsnap does not"
-    )
-    command("check", check_command, "check configuration, scripts and filesystems", selection)
-    command(
-        "plan",
-        plan_command,
-        "show which filesystems would be frozen, and in which order",
-        selection,
-    )
-    init = command(
-        "init",
-        init_command,
-        "write the config of an app and skeletons of its scripts",
-        epilog="examples:\n  vmsnap init postgresql\n",
-    )
-    init.add_argument("name", metavar="NAME", help="a plain word: postgresql")
-    command("status", status_command, "show the session in progress, or how the last one went")
-    thaw = command("thaw", thaw_command, "thaw what a killed session left frozen")
-    thaw.add_argument(
-        "--force",
-        action="store_true",
-        required=True,
-        help="thaw everything that the list in the run directory names",
-    )
-    return top
-
-
-def seconds(word: str) -> float:
-    try:
-        number = float(word)
-    except ValueError:
-        number = math.nan
-    if not 0 < number <= 86400:
-        raise argparse.ArgumentTypeError(
-            f"found {word!r}, expected a number of seconds above 0 and at most 86400"
-        )
-    return number
-
-
-def level(word: str) -> Level:
-    if word not in LEVELS:
-        raise argparse.ArgumentTypeError(f"found {word!r}, expected {', '.join(LEVELS)}")
-    return LEVELS[word]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -185,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return NOT_ROOT
     try:
-        code: int = arguments.function(arguments)
+        code = COMMANDS[arguments.command_name](arguments)
         sys.stdout.flush()
         return code
     except InProgress as e:
@@ -358,6 +210,16 @@ def thaw_command(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(told))
     return OK if good else FAILED
+
+
+COMMANDS = {
+    "run": run_command,
+    "check": check_command,
+    "plan": plan_command,
+    "init": init_command,
+    "status": status_command,
+    "thaw": thaw_command,
+}
 
 
 # --- printing ----------------------------------------------------------------------------------

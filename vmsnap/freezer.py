@@ -17,16 +17,15 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnap.errors import Failure, Kind
 from vmsnap.events import Waiter
 from vmsnap.files import write_atomically
-from vmsnap.pin import open_plan
+from vmsnap.pin import Filesystem, open_plan
 from vmsnap.process import close_all_but, spawn
 from vmsnap.result import FilesystemResult
-from vmsnap.storage import Action, Entry, Plan
+from vmsnap.storage import Action, Plan
 from vmsnap.thaw import FROZEN_LIST, STEP_PATIENCE, rcu_expedited, restore_rcu, thaw_all
 
 F_SETPIPE_SZ = 1031  # linux/fcntl.h
@@ -39,54 +38,6 @@ CAUSES = {
     "signal": "the guard was told to end by a signal, and thawed",
     "broken": "the guard failed, and thawed",
 }
-
-
-@dataclass
-class Filesystem:
-    """One filesystem of the plan, pinned by a descriptor, and what the guard said of it.
-
-    Times are seconds on the monotonic clock. Until `frozen_at` or `error` is set after
-    `freezing_at`, nobody knows whether it is frozen.
-    """
-
-    entry: Entry
-    fd: int
-    freezing_at: float | None = None
-    frozen_at: float | None = None
-    synced_at: float | None = None
-    thawed_at: float | None = None
-    error: int = 0  # of FIFREEZE or syncfs
-    thaw_error: int = 0
-
-    @property
-    def maybe_frozen(self) -> bool:
-        return self.freezing_at is not None and not self.error and self.thawed_at is None
-
-    @property
-    def step(self) -> int:
-        return self.entry.step or 0
-
-    def result(self, thawing_at: float | None) -> FilesystemResult:
-        def ms(begin: float | None, end: float | None) -> float | None:
-            return None if begin is None or end is None else round((end - begin) * 1000, 3)
-
-        error = self.error or self.thaw_error
-        return FilesystemResult(
-            mount=self.entry.mount,
-            fstype=self.entry.mounts[0].fstype,
-            device=self.entry.device,
-            step=self.entry.step,
-            freeze_ms=ms(self.freezing_at, self.frozen_at),
-            held_ms=ms(self.frozen_at, self.thawed_at),
-            thaw_ms=ms(thawing_at, self.thawed_at) if self.frozen_at else None,
-            error=os.strerror(error) if error else None,
-        )
-
-    def events(self) -> Iterable[tuple[float, str]]:
-        for name in ("freezing", "frozen", "synced", "thawed"):
-            at = getattr(self, f"{name}_at")
-            if at is not None:
-                yield at, name
 
 
 class Freezer:
@@ -117,8 +68,7 @@ class Freezer:
 
     def open(self, plan: Plan) -> list[Failure]:
         """Pin all filesystems of the plan. Nothing may be frozen if anything is wrong."""
-        pinned, failures = open_plan(plan, self._run)
-        self.filesystems = [Filesystem(entry, fd) for entry, fd in pinned]
+        self.filesystems, failures = open_plan(plan, self._run)
         self._by_fd = {filesystem.fd: filesystem for filesystem in self.filesystems}
         return failures
 

@@ -8,23 +8,74 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnap.errors import Failure, Kind
+from vmsnap.result import FilesystemResult
 from vmsnap.storage import Entry, Plan
+
+
+@dataclass
+class Filesystem:
+    """One filesystem of the plan, pinned by a descriptor, and what the guard said of it.
+
+    Times are seconds on the monotonic clock. Until `frozen_at` or `error` is set after
+    `freezing_at`, nobody knows whether it is frozen.
+    """
+
+    entry: Entry
+    fd: int
+    freezing_at: float | None = None
+    frozen_at: float | None = None
+    synced_at: float | None = None
+    thawed_at: float | None = None
+    error: int = 0  # of FIFREEZE or syncfs
+    thaw_error: int = 0
+
+    @property
+    def maybe_frozen(self) -> bool:
+        return self.freezing_at is not None and not self.error and self.thawed_at is None
+
+    @property
+    def step(self) -> int:
+        return self.entry.step or 0
+
+    def result(self, thawing_at: float | None) -> FilesystemResult:
+        def ms(begin: float | None, end: float | None) -> float | None:
+            return None if begin is None or end is None else round((end - begin) * 1000, 3)
+
+        error = self.error or self.thaw_error
+        return FilesystemResult(
+            mount=self.entry.mount,
+            fstype=self.entry.mounts[0].fstype,
+            device=self.entry.device,
+            step=self.entry.step,
+            freeze_ms=ms(self.freezing_at, self.frozen_at),
+            held_ms=ms(self.frozen_at, self.thawed_at),
+            thaw_ms=ms(thawing_at, self.thawed_at) if self.frozen_at else None,
+            error=os.strerror(error) if error else None,
+        )
+
+    def events(self) -> Iterable[tuple[float, str]]:
+        for name in ("freezing", "frozen", "synced", "thawed"):
+            at = getattr(self, f"{name}_at")
+            if at is not None:
+                yield at, name
 
 
 class MountOpenError(Exception):
     """A filesystem of the plan could not be opened, or is no longer what was planned."""
 
 
-def open_plan(plan: Plan, run: Path) -> tuple[list[tuple[Entry, int]], list[Failure]]:
+def open_plan(plan: Plan, run: Path) -> tuple[list[Filesystem], list[Failure]]:
     """Open every filesystem that the plan acts on. The caller closes what it gets.
 
     Nothing may be frozen if there is any failure: a filesystem cannot be opened, a pattern of
     --only names nothing, nothing is left to freeze, or the run directory would be frozen as well.
     """
-    pinned: list[tuple[Entry, int]] = []
+    pinned: list[Filesystem] = []
     failures: list[Failure] = []
 
     def fail(kind: Kind, subject: str, message: str) -> None:
@@ -37,7 +88,7 @@ def open_plan(plan: Plan, run: Path) -> tuple[list[tuple[Entry, int]], list[Fail
         except MountOpenError as e:
             fail(Kind.MOUNT_OPEN_FAILED, entry.mount, f"{entry.mount}: {e}")
             continue
-        pinned.append((entry, fd))
+        pinned.append(Filesystem(entry, fd))
         if os.fstat(fd).st_dev == run_device:
             message = (
                 f"{entry.mount}: found the run directory {run} on it, expected it on a tmpfs, "

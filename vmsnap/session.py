@@ -26,7 +26,9 @@ from vmsnap.errors import SCRIPT, Failure, Kind, Severity
 from vmsnap.events import Waiter
 from vmsnap.files import write_atomically
 from vmsnap.freezer import Freezer
+from vmsnap.hold import hold
 from vmsnap.journal import Event, Journal, Priority
+from vmsnap.record import Record
 from vmsnap.result import (
     LAST,
     AppResult,
@@ -68,14 +70,11 @@ class Session:
         session: str | None = None,
     ) -> None:
         self.id = session or new_id()
-        self.options, self.lock, self.waiter, self.show = options, lock, waiter, show
+        self.options, self.lock, self.waiter = options, lock, waiter
         self.journal = Journal({"VMSNAP_SESSION": self.id})
-        self.failures: list[Failure] = []
-        self.timeline: list[tuple[float, str, str]] = []
+        self.record = Record(self.journal, show)
         self.runs: dict[tuple[str, str], ScriptRun] = {}
-        self.began = time.monotonic()
         self.started = datetime.datetime.now(datetime.timezone.utc).astimezone()
-        self.phase = ""
         self.found = checks.Inspection()
         self.scripts: list[AppScripts] = []
         self.freezer: Freezer | None = None
@@ -107,7 +106,7 @@ class Session:
 
     @property
     def level(self) -> Level:
-        kinds = [failure.kind for failure in self.failures]
+        kinds = [failure.kind for failure in self.record.failures]
         return consistency(kinds, apps=self.found.apps_meant, freezing=self.freezing)
 
     @property
@@ -119,11 +118,13 @@ class Session:
         return max([Level.APPLICATION if strict else Level.CRASH, *filter(None, asked)])
 
     def may_go_on(self) -> bool:
-        if self.waiter.interrupted and not any(f.subject == "interrupted" for f in self.failures):
-            self.fail(
+        if self.waiter.interrupted and not any(
+            f.subject == "interrupted" for f in self.record.failures
+        ):
+            self.record.fail(
                 Failure(
                     Kind.SNAPSHOT_FAILED,
-                    self.phase,
+                    self.record.phase,
                     "interrupted",
                     f"the session was interrupted by {self.waiter.interrupted}",
                 )
@@ -133,19 +134,21 @@ class Session:
     # --- the phases ----------------------------------------------------------------------------
 
     def check(self) -> None:
-        self.enter("check", f"Session {self.id} begins", Event.STARTED)
+        self.record.enter("check", f"Session {self.id} begins", Event.STARTED)
         self.recover()
         self.found = checks.inspect(self.options.etc)
         for problem in self.found.problems:
             subject = problem.subject or problem.path
             if problem.severity is Severity.ERROR:
-                self.fail(Failure(problem.kind, "check", subject, problem.message))
+                self.record.fail(Failure(problem.kind, "check", subject, problem.message))
             else:
-                self.note(problem.message)
+                self.record.note(problem.message)
         path = snapshot.find(self.options.command[0])
         if path is None:
             message = f"found no program {self.options.command[0]!r}, expected one that can be run"
-            self.fail(Failure(Kind.SNAPSHOT_FAILED, "check", self.options.command[0], message))
+            self.record.fail(
+                Failure(Kind.SNAPSHOT_FAILED, "check", self.options.command[0], message)
+            )
         else:
             grace = self.found.settings.kill_grace
             self.command = snapshot.Command(path, self.options.command, grace, self.lock)
@@ -154,12 +157,14 @@ class Session:
         """Clean up after a session that was killed together with its guard. We hold the lock, so
         nobody else is about to."""
         if (self.options.run / FROZEN_LIST).exists():
-            self.note("found the list of frozen filesystems of a session that was killed; thawing")
-            thaw_listed(self.options.run, self.note)
+            self.record.note(
+                "found the list of frozen filesystems of a session that was killed; thawing"
+            )
+            thaw_listed(self.options.run, self.record.note)
         shutil.rmtree(self.options.run / "scripts", ignore_errors=True)
 
     def pre(self) -> None:
-        self.enter("pre", "Running pre-scripts")
+        self.record.enter("pre", "Running pre-scripts")
         grace = self.found.settings.kill_grace
         for app in self.found.runnable:
             try:
@@ -169,85 +174,67 @@ class Session:
             except OSError as e:
                 kinds = SCRIPT["pre" if app.pre else "post"]
                 message = f"cannot make its directory below {self.options.run}: {e.strerror}"
-                self.fail(Failure(kinds.failed, "pre", app.name, message))
+                self.record.fail(Failure(kinds.failed, "pre", app.name, message))
         self.run_scripts([s for s in self.scripts if s.app.pre], {})
 
     def freeze(self) -> None:
         if not self.options.fsfreeze or not self.freezing:
             return
-        self.enter("presync", "Writing out what is dirty")
+        self.record.enter("presync", "Writing out what is dirty")
         settings = self.found.settings
-        hold = self.options.hold or settings.hold
+        seconds = self.options.hold or settings.hold
         plan = make_plan(
             self.options.only or settings.only, (*self.options.exclude, *settings.exclude)
         )
-        freezer = Freezer(self.options.run, self.id, settings.freeze_timeout, hold, self.waiter)
+        freezer = Freezer(self.options.run, self.id, settings.freeze_timeout, seconds, self.waiter)
         self.freezer = freezer
-        if self.fail(*freezer.open(plan)) or self.fail(*freezer.start(self.lock)):
+        if self.record.fail(*freezer.open(plan)) or self.record.fail(*freezer.start(self.lock)):
             return
         if freezer.unlocked:
-            self.note(f"the guard could not lock its memory: {os.strerror(freezer.unlocked)}")
+            self.record.note(
+                f"the guard could not lock its memory: {os.strerror(freezer.unlocked)}"
+            )
         freezer.presync()
-        self.enter("freeze", f"Freezing {len(freezer.filesystems)} filesystems")
+        self.record.enter("freeze", f"Freezing {len(freezer.filesystems)} filesystems")
         # From here to the thaw: no file, no journal, no import, no terminal.
         self.journal.hold()
         if not self.waiter.interrupted:
-            self.fail(*freezer.freeze())
+            self.record.fail(*freezer.freeze())
         if freezer.held_at is None:
             self.journal.release()
         else:
             count = f"Froze {len(freezer.filesystems)} filesystems"
-            self.journal.send(count, Event.FROZEN.value, VMSNAP_PHASE="freeze")
+            self.record.tell(count, Event.FROZEN)
 
     def snapshot(self) -> None:
-        """Run the command; end when it has ended. The guard watches the hold; without a freeze the
-        same time is watched here, since the applications are held all the same."""
-        assert self.command
-        command, freezer = self.command, self.freezer
-        self.mark("snapshot")
-        self.phase = "snapshot"
-        hold = self.options.hold or self.found.settings.hold
-        hold_end = time.monotonic() + hold
-        frozen = freezer is not None and freezer.holding
-        directory = self.options.run
-        command.start(snapshot.environment(self.id, self.level.word, directory))
-        give_up: float | None = None
-        while command.ending is None:
-            fds = [*command.fds(), *(freezer.fds() if freezer else ())]
-            held_until = freezer.deadline() if freezer and freezer.holding else hold_end
-            ready = self.waiter.wait(fds, command.deadline() or give_up or held_until)
-            command.hear(ready)
-            if freezer and freezer.holding:
-                freezer.hear()
-                if time.monotonic() >= freezer.deadline():
-                    freezer.overdue()
-            if self.waiter.interrupted:
-                self.thaw()
-                command.stop()
-            elif give_up is None and (
-                not freezer.holding if frozen and freezer else time.monotonic() >= hold_end
-            ):
-                give_up = time.monotonic() + snapshot.AFTER_EXPIRY
-                if not frozen:
-                    message = f"found the snapshot still being taken after {hold:g} s"
-                    self.fail(Failure(Kind.HOLD_EXPIRED, "snapshot", "", message))
-            elif give_up is not None and time.monotonic() >= give_up:
-                command.stop()
-        self.mark("snapshot-ended")
+        """Run the command, and thaw as soon as it has ended."""
+        command, name = self.command, self.options.command[0]
+        assert command
+        self.record.mark("snapshot")
+        self.record.phase = "snapshot"
+        command.start(snapshot.environment(self.id, self.level.word, self.options.run))
+        seconds = self.options.hold or self.found.settings.hold
+        in_time = hold(command, self.freezer, self.waiter, seconds, self.thaw)
+        self.record.mark("snapshot-ended")
+        self.thaw()
         command.collect()
+        if not in_time:
+            message = f"found the snapshot still being taken after {seconds:g} s"
+            self.record.fail(Failure(Kind.HOLD_EXPIRED, "snapshot", "", message))
+        assert command.ending
         self.taken = command.ending.ok
         if not command.ending.ok:
-            words = f"{self.options.command[0]} {command.ending.words}"
+            words = f"{name} {command.ending.words}"
             if self.waiter.interrupted:
                 words += f": the session was interrupted by {self.waiter.interrupted}"
-            self.fail(Failure(Kind.SNAPSHOT_FAILED, "snapshot", self.options.command[0], words))
+            self.record.fail(Failure(Kind.SNAPSHOT_FAILED, "snapshot", name, words))
         elif command.lost:
             message = (
-                f"{self.options.command[0]} wrote {command.lost} bytes more than the "
+                f"{name} wrote {command.lost} bytes more than the "
                 f"{snapshot.OUTPUT_BYTES >> 20} MiB that are kept in memory while frozen, so its "
                 "output is not whole"
             )
-            self.fail(Failure(Kind.SNAPSHOT_FAILED, "snapshot", self.options.command[0], message))
+            self.record.fail(Failure(Kind.SNAPSHOT_FAILED, "snapshot", name, message))
 
     def thaw(self) -> None:
         if self.thawed:
@@ -255,20 +242,20 @@ class Session:
         self.thawed = True
         if self.freezer is None:
             return
-        self.mark("thaw")
-        self.phase = "thaw"
+        self.record.mark("thaw")
+        self.record.phase = "thaw"
         try:
             if self.freezer.held_at is not None:
-                self.fail(*self.freezer.thaw())
+                self.record.fail(*self.freezer.thaw())
         finally:
             self.freezer.close()
             self.journal.release()
-        self.show("thaw")
+        self.record.show("thaw")
         count = sum(1 for f in self.freezer.filesystems if f.thawed_at is not None)
-        self.journal.send(f"Thawed {count} filesystems", Event.THAWED.value, VMSNAP_PHASE="thaw")
+        self.record.tell(f"Thawed {count} filesystems", Event.THAWED)
 
     def post(self) -> None:
-        self.enter("post", "Running post-scripts")
+        self.record.enter("post", "Running post-scripts")
         wanted = [s for s in self.scripts if s.app.post and (s.pre_started or s.app.pre is None)]
         outcome = "success" if self.succeeded else "failed"
         self.run_scripts(
@@ -280,7 +267,7 @@ class Session:
             scripts.finish(self.waiter)
 
     def report(self) -> Result:
-        self.enter("report", "Reporting")
+        self.record.enter("report", "Reporting")
         if self.command:
             self.command.finish(self.waiter)
         result = self.result()
@@ -289,7 +276,7 @@ class Session:
             self.options.state.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(self.options.state / LAST, document.encode() + b"\n", 0o600)
         except OSError as e:
-            self.note(f"cannot write the result to {self.options.state}: {e.strerror}")
+            self.record.note(f"cannot write the result to {self.options.state}: {e.strerror}")
         self.journal.send(
             f"Session {self.id} ended: {result.outcome}, {result.consistency} consistency",
             Event.ENDED.value,
@@ -303,15 +290,15 @@ class Session:
     # --- scripts -------------------------------------------------------------------------------
 
     def run_scripts(self, wanted: list[AppScripts], env: dict[str, str]) -> None:
-        phase = self.phase
+        phase = self.record.phase
 
         def tell(scripts: AppScripts, what: str) -> None:
-            self.mark(f"{phase}-{what}", scripts.app.name)
+            self.record.mark(f"{phase}-{what}", scripts.app.name)
 
         runs = run_scripts(wanted, phase, env, self.waiter, tell, heed=phase == "pre")
         for name, run in runs.items():
             self.runs[name, phase] = run
-            self.mark(f"{phase}-ended", name)
+            self.record.mark(f"{phase}-ended", name)
             self.journal.send(
                 f"{phase}-script of {name} " + (run.words or f"succeeded in {run.seconds:.3f} s"),
                 Event.SCRIPT_ENDED.value,
@@ -321,36 +308,9 @@ class Session:
             if not run.ok:
                 kinds = SCRIPT[phase]
                 kind = kinds.timeout if run.timed_out else kinds.failed
-                self.fail(Failure(kind, phase, name, message_of(phase, name, run)))
+                self.record.fail(Failure(kind, phase, name, message_of(phase, name, run)))
 
     # --- what is known -------------------------------------------------------------------------
-
-    def enter(self, phase: str, message: str, event: Event = Event.PHASE) -> None:
-        self.phase = phase
-        self.mark(phase)
-        self.show(phase)
-        self.journal.send(message, event.value, VMSNAP_PHASE=phase)
-
-    def mark(self, event: str, subject: str = "") -> None:
-        self.timeline.append((time.monotonic(), event, subject))
-
-    def note(self, message: str) -> None:
-        self.journal.send(message, Event.NOTE.value, Priority.WARNING, VMSNAP_PHASE=self.phase)
-
-    def fail(self, *failures: Failure) -> bool:
-        """Record what went wrong. True if anything did."""
-        for failure in failures:
-            self.failures.append(failure)
-            self.journal.send(
-                f"{failure.kind.label}: {failure.message}",
-                failure.kind.message_id,
-                Priority.ERROR,
-                VMSNAP_PHASE=failure.phase,
-                VMSNAP_ERROR=failure.kind.label,
-                VMSNAP_CODE=str(failure.kind.code),
-                VMSNAP_CONSISTENCY=self.level.word,
-            )
-        return bool(failures)
 
     @property
     def reached(self) -> Level:
@@ -375,9 +335,9 @@ class Session:
             consistency=self.reached.word,
             required=self.required.word,
             started=self.started.isoformat(timespec="milliseconds"),
-            seconds=round(time.monotonic() - self.began, 6),
+            seconds=round(time.monotonic() - self.record.began, 6),
             frozen_seconds=round(self.freezer.frozen_seconds, 6) if self.freezer else 0.0,
-            errors=tuple(map(error_result, self.failures)),
+            errors=tuple(map(error_result, self.record.failures)),
             apps=tuple(
                 AppResult(app.name, app.config, script(app, "pre"), script(app, "post"))
                 for app in self.found.apps
@@ -385,9 +345,9 @@ class Session:
             filesystems=self.freezer.results() if self.freezer else (),
             snapshot=self.snapshot_result(),
             timeline=tuple(
-                TimelineEvent(round(at - self.began, 6), event, subject)
+                TimelineEvent(round(at - self.record.began, 6), event, subject)
                 for at, event, subject in sorted(
-                    [*self.timeline, *(self.freezer.events() if self.freezer else ())]
+                    [*self.record.timeline, *(self.freezer.events() if self.freezer else ())]
                 )
             ),
         )

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a session remembers of itself while it runs: what went wrong and what happened when.
+
+Everything remembered is told to the journal as well. What it all amounts to is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from vmsnap.errors import Failure
+from vmsnap.journal import Event, Journal, Priority
+
+
+class Record:
+    def __init__(self, journal: Journal, show: Callable[[str], None]) -> None:
+        self.journal, self.show = journal, show
+        self.began = time.monotonic()
+        self.phase = ""
+        self.failures: list[Failure] = []
+        self.timeline: list[tuple[float, str, str]] = []  # monotonic seconds, event, subject
+
+    def enter(self, phase: str, message: str, event: Event = Event.PHASE) -> None:
+        """A phase begins. Shown to a person who waits, so never while frozen."""
+        self.phase = phase
+        self.mark(phase)
+        self.show(phase)
+        self.tell(message, event)
+
+    def mark(self, event: str, subject: str = "") -> None:
+        self.timeline.append((time.monotonic(), event, subject))
+
+    def tell(self, message: str, event: Event, priority: Priority = Priority.INFO) -> None:
+        self.journal.send(message, event.value, priority, VMSNAP_PHASE=self.phase)
+
+    def note(self, message: str) -> None:
+        self.tell(message, Event.NOTE, Priority.WARNING)
+
+    def fail(self, *failures: Failure) -> bool:
+        """Remember what went wrong. True if anything did."""
+        for failure in failures:
+            self.failures.append(failure)
+            self.journal.send(
+                f"{failure.kind.label}: {failure.message}",
+                failure.kind.message_id,
+                Priority.ERROR,
+                VMSNAP_PHASE=failure.phase,
+                VMSNAP_ERROR=failure.kind.label,
+                VMSNAP_CODE=str(failure.kind.code),
+            )
+        return bool(failures)
