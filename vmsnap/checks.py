@@ -93,16 +93,16 @@ def inspect_settings(found: Inspection, etc: Path) -> None:
 
 def inspect_apps(found: Inspection, etc: Path) -> None:
     seen: set[tuple[int, int]] = set()
-    for path in directory(found, Kind.INCORRECT_JSON_CONFIG_FILE, etc / "vmsnap/apps.d", ".json"):
-        inspect_app(found, path, path.stem, config.LONGEST_SCRIPT, seen)
     cap, azure = azure_apps(found, etc)
+    for path in directory(found, Kind.INCORRECT_JSON_CONFIG_FILE, etc / "vmsnap/apps.d", ".json"):
+        inspect_app(found, path, path.stem, cap, seen)
     for path in azure:
         name = "azure" if path.name == "VMSnapshotScriptPluginConfig.json" else path.stem
         inspect_app(found, path, name, cap, seen)
 
 
 def azure_apps(found: Inspection, etc: Path) -> tuple[float, list[Path]]:
-    """The app files of Azure's framework, and the longest that any of their scripts may take."""
+    """The longest that any script may take in seconds, and the app files of Azure's framework."""
     host = etc / "azure/VMSnapshotPluginHost.conf"
     if os.path.lexists(host):
         text = read(found, Kind.INCORRECT_PLUGINHOST_FILE, host)

@@ -81,7 +81,7 @@ def open_plan(plan: Plan, run: Path) -> tuple[list[Filesystem], list[Failure]]:
     def fail(kind: Kind, subject: str, message: str) -> None:
         failures.append(Failure(kind, "freeze", subject, message))
 
-    run_device = run.stat().st_dev if run.exists() else None
+    run_device = next(path for path in (run, *run.parents) if path.exists()).stat().st_dev
     for entry in plan.acted_on:
         try:
             fd = open_filesystem(entry)

@@ -9,13 +9,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from vmsnap.consistency import Level
 from vmsnap.errors import Failure
 from vmsnap.journal import Event, Journal, Priority
 
+# Which field of a record names what a failure is about.
+SUBJECT_FIELD = {
+    "check": "VMSNAP_SUBJECT",
+    "pre": "VMSNAP_APP",
+    "post": "VMSNAP_APP",
+    "freeze": "VMSNAP_MOUNT",
+    "thaw": "VMSNAP_MOUNT",
+    "snapshot": "VMSNAP_SUBJECT",
+    "presync": "VMSNAP_MOUNT",
+}
+
 
 class Record:
-    def __init__(self, journal: Journal, show: Callable[[str], None]) -> None:
-        self.journal, self.show = journal, show
+    """`level` tells how consistent the snapshot can still be."""
+
+    def __init__(
+        self, journal: Journal, show: Callable[[str], None], level: Callable[[], Level]
+    ) -> None:
+        self.journal, self.show, self.level = journal, show, level
         self.began = time.monotonic()
         self.phase = ""
         self.failures: list[Failure] = []
@@ -48,5 +64,7 @@ class Record:
                 VMSNAP_PHASE=failure.phase,
                 VMSNAP_ERROR=failure.kind.label,
                 VMSNAP_CODE=str(failure.kind.code),
+                VMSNAP_CONSISTENCY=self.level().word,
+                **{SUBJECT_FIELD[failure.phase]: failure.subject},
             )
         return bool(failures)

@@ -72,7 +72,7 @@ class Session:
         self.id = session or new_id()
         self.options, self.lock, self.waiter = options, lock, waiter
         self.journal = Journal({"VMSNAP_SESSION": self.id})
-        self.record = Record(self.journal, show)
+        self.record = Record(self.journal, show, lambda: self.level)
         self.runs: dict[tuple[str, str], ScriptRun] = {}
         self.started = datetime.datetime.now(datetime.timezone.utc).astimezone()
         self.found = checks.Inspection()
