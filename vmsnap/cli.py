@@ -70,7 +70,8 @@ def split_at_dashes(words: list[str]) -> tuple[list[str], list[str] | None]:
 def run_command(arguments: argparse.Namespace) -> int:
     from vmsnap import lock, report
     from vmsnap.events import Waiter
-    from vmsnap.session import Options, Session, new_id
+    from vmsnap.result import new_session_id
+    from vmsnap.session import Options, Session
 
     if not arguments.words:
         arguments.parser.error("found no COMMAND, expected one after --: vmsnap run -- COMMAND")
@@ -86,7 +87,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         fsfreeze=not arguments.no_fsfreeze,
     )
     lock.prepare(options.run)
-    session = new_id()
+    session = new_session_id()
     descriptor = lock.acquire(options.run, session)
     waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     taking = Session(options, descriptor, waiter, show_phase(), session)
@@ -191,7 +192,7 @@ def status_command(arguments: argparse.Namespace) -> int:
 
 
 def thaw_command(arguments: argparse.Namespace) -> int:
-    from vmsnap.thaw import thaw_listed
+    from vmsnap.thaw import ListUnreadable, thaw_listed
 
     told: list[str] = []
     try:
@@ -199,12 +200,9 @@ def thaw_command(arguments: argparse.Namespace) -> int:
     except FileNotFoundError:
         good = True
         told.append(f"nothing to thaw: {arguments.run} holds no list of frozen filesystems")
-    except (ValueError, KeyError, TypeError) as e:
+    except ListUnreadable as e:
         good = False
-        told.append(
-            f"{arguments.run}: found a list of frozen filesystems that cannot be read ({e}); "
-            "thaw each mount point by hand with `fsfreeze --unfreeze`"
-        )
+        told.append(str(e))
     if arguments.json:
         print_json({"ok": good, "messages": told})
     else:
@@ -227,12 +225,12 @@ COMMANDS = {
 
 def refuse(arguments: argparse.Namespace, kind_name: str, message: str, code: int) -> int:
     """Report an error for which no session was begun."""
-    from vmsnap.errors import Kind
-    from vmsnap.session import refused
+    from vmsnap.errors import Failure, Kind
+    from vmsnap.result import refused
 
     kind = Kind[kind_name]
     if arguments.json and arguments.command_name == "run":
-        print_json(refused(kind, message).to_json())
+        print_json(refused(Failure(kind, "check", "", message)).to_json())
     complain(
         f"vmsnap {arguments.command_name}: {kind.label} ({kind.code}): {message}\n{kind.action}"
     )

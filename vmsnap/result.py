@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import datetime
+import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -128,3 +130,25 @@ def from_json(document: dict[str, Any]) -> Result:
         )
     fields["timeline"] = tuple(TimelineEvent(**e) for e in fields["timeline"])
     return Result(**fields)
+
+
+def new_session_id() -> str:
+    return str(uuid.uuid4())
+
+
+def refused(failure: Failure) -> Result:
+    """The result of a session that was not begun."""
+    return Result(
+        session=new_session_id(),
+        outcome="failed",
+        consistency="none",
+        required="crash",
+        started=datetime.datetime.now().astimezone().isoformat(timespec="milliseconds"),
+        seconds=0.0,
+        frozen_seconds=0.0,
+        errors=(error_result(failure),),
+        apps=(),
+        filesystems=(),
+        snapshot=None,
+        timeline=(),
+    )

@@ -48,14 +48,10 @@ class ScriptRun:
     def ok(self) -> bool:
         return self.exit == 0 and not self.words
 
-    def to_json(self) -> dict[str, object]:
-        return {
-            "attempts": self.attempts,
-            "exit": self.exit,
-            "signal": self.signal,
-            "seconds": round(self.seconds, 6),
-            "timed_out": self.timed_out,
-        }
+    def message(self, phase: str, name: str) -> str:
+        message = f"the {phase}-script of {name} {self.words}, in attempt {self.attempts}"
+        tail = self.tail.strip()
+        return f"{message}; its last output: {tail}" if tail else message
 
 
 class AppScripts:

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,10 +36,11 @@ from vmsnap.result import (
     SnapshotResult,
     TimelineEvent,
     error_result,
+    new_session_id,
 )
 from vmsnap.scripts import AppScripts, ScriptRun, run_scripts
 from vmsnap.storage import count_disks, make_plan
-from vmsnap.thaw import FROZEN_LIST, thaw_listed
+from vmsnap.thaw import ListUnreadable, thaw_listed
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Session:
         show: Callable[[str], None] = lambda _: None,
         session: str | None = None,
     ) -> None:
-        self.id = session or new_id()
+        self.id = session or new_session_id()
         self.options, self.lock, self.waiter = options, lock, waiter
         self.journal = Journal({"VMSNAP_SESSION": self.id})
         self.record = Record(self.journal, show, lambda: self.level)
@@ -79,6 +79,8 @@ class Session:
         self.scripts: list[AppScripts] = []
         self.freezer: Freezer | None = None
         self.command: snapshot.Command | None = None
+        self.required = Level.CRASH
+        self.interruption_told = False
         self.taken = False
         self.thawed = False
 
@@ -109,8 +111,7 @@ class Session:
         kinds = [failure.kind for failure in self.record.failures]
         return consistency(kinds, apps=self.found.apps_meant, freezing=self.freezing)
 
-    @property
-    def required(self) -> Level:
+    def what_is_required(self) -> Level:
         """What the apps ask for, which counts only if there is more than one disk (Azure's rule);
         the settings and the caller can ask for more."""
         strict = any(app.required for app in self.found.apps) and count_disks() > 1
@@ -118,18 +119,15 @@ class Session:
         return max([Level.APPLICATION if strict else Level.CRASH, *filter(None, asked)])
 
     def may_go_on(self) -> bool:
-        if self.waiter.interrupted and not any(
-            f.subject == "interrupted" for f in self.record.failures
-        ):
-            self.record.fail(
-                Failure(
-                    Kind.SNAPSHOT_FAILED,
-                    self.record.phase,
-                    "interrupted",
-                    f"the session was interrupted by {self.waiter.interrupted}",
-                )
-            )
+        if self.waiter.interrupted and not self.interruption_told:
+            self.interruption_told = True
+            message = f"the session was interrupted by {self.waiter.interrupted}"
+            self.record.fail(Failure(Kind.SNAPSHOT_FAILED, self.record.phase, "", message))
         return self.level >= self.required
+
+    @property
+    def hold_seconds(self) -> float:
+        return self.options.hold or self.found.settings.hold
 
     # --- the phases ----------------------------------------------------------------------------
 
@@ -143,6 +141,7 @@ class Session:
                 self.record.fail(Failure(problem.kind, "check", subject, problem.message))
             else:
                 self.record.note(problem.message)
+        self.required = self.what_is_required()
         path = snapshot.find(self.options.command[0])
         if path is None:
             message = f"found no program {self.options.command[0]!r}, expected one that can be run"
@@ -156,11 +155,13 @@ class Session:
     def recover(self) -> None:
         """Clean up after a session that was killed together with its guard. We hold the lock, so
         nobody else is about to."""
-        if (self.options.run / FROZEN_LIST).exists():
-            self.record.note(
-                "found the list of frozen filesystems of a session that was killed; thawing"
-            )
+        try:
             thaw_listed(self.options.run, self.record.note)
+            self.record.note("an earlier session was killed; what it had frozen is thawed")
+        except FileNotFoundError:
+            pass
+        except ListUnreadable as e:
+            self.record.note(str(e))
         shutil.rmtree(self.options.run / "scripts", ignore_errors=True)
 
     def pre(self) -> None:
@@ -182,12 +183,12 @@ class Session:
             return
         self.record.enter("presync", "Writing out what is dirty")
         settings = self.found.settings
-        seconds = self.options.hold or settings.hold
         plan = make_plan(
             self.options.only or settings.only, (*self.options.exclude, *settings.exclude)
         )
-        freezer = Freezer(self.options.run, self.id, settings.freeze_timeout, seconds, self.waiter)
-        self.freezer = freezer
+        self.freezer = freezer = Freezer(
+            self.options.run, self.id, settings.freeze_timeout, self.hold_seconds, self.waiter
+        )
         if self.record.fail(*freezer.open(plan)) or self.record.fail(*freezer.start(self.lock)):
             return
         if freezer.unlocked:
@@ -213,13 +214,12 @@ class Session:
         self.record.mark("snapshot")
         self.record.phase = "snapshot"
         command.start(snapshot.environment(self.id, self.level.word, self.options.run))
-        seconds = self.options.hold or self.found.settings.hold
-        in_time = hold(command, self.freezer, self.waiter, seconds, self.thaw)
+        in_time = hold(command, self.freezer, self.waiter, self.hold_seconds, self.thaw)
         self.record.mark("snapshot-ended")
         self.thaw()
         command.collect()
         if not in_time:
-            message = f"found the snapshot still being taken after {seconds:g} s"
+            message = f"found the snapshot still being taken after {self.hold_seconds:g} s"
             self.record.fail(Failure(Kind.HOLD_EXPIRED, "snapshot", "", message))
         assert command.ending
         self.taken = command.ending.ok
@@ -308,7 +308,7 @@ class Session:
             if not run.ok:
                 kinds = SCRIPT[phase]
                 kind = kinds.timeout if run.timed_out else kinds.failed
-                self.record.fail(Failure(kind, phase, name, message_of(phase, name, run)))
+                self.record.fail(Failure(kind, phase, name, run.message(phase, name)))
 
     # --- what is known -------------------------------------------------------------------------
 
@@ -357,32 +357,3 @@ class Session:
             return None
         seconds = round(self.command.seconds, 6)
         return SnapshotResult(self.options.command, self.command.ending.exit, seconds)
-
-
-def message_of(phase: str, name: str, run: ScriptRun) -> str:
-    message = f"the {phase}-script of {name} {run.words}, in attempt {run.attempts}"
-    tail = run.tail.strip()
-    return f"{message}; its last output: {tail}" if tail else message
-
-
-def new_id() -> str:
-    return str(uuid.uuid4())
-
-
-def refused(kind: Kind, message: str) -> Result:
-    """The result of a session that was not begun."""
-    failure = Failure(kind, "check", "", message)
-    return Result(
-        session=new_id(),
-        outcome="failed",
-        consistency=Level.NONE.word,
-        required=Level.CRASH.word,
-        started=datetime.datetime.now().astimezone().isoformat(timespec="milliseconds"),
-        seconds=0.0,
-        frozen_seconds=0.0,
-        errors=(error_result(failure),),
-        apps=(),
-        filesystems=(),
-        snapshot=None,
-        timeline=(),
-    )

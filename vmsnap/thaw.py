@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vmsnap.pin import same_device
 
@@ -68,16 +68,35 @@ def rcu_expedited() -> str:
     return ""
 
 
+class ListUnreadable(Exception):
+    """There is a list of what may be frozen, but nobody can read it."""
+
+
+def read_list(path: Path) -> dict[str, Any]:
+    try:
+        listed: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for item in listed["filesystems"]:
+            str(item["mount"]), str(item["device"]), int(item["step"])
+        str(listed["rcu_expedited"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise ListUnreadable(
+            f"{path}: found no list of frozen filesystems that can be read ({e}); thaw each mount "
+            "point with `fsfreeze --unfreeze`, then remove the file"
+        ) from None
+    return listed
+
+
 def thaw_listed(run: Path, tell: Callable[[str], None]) -> bool:
     """Thaw what the list in the run directory says may be frozen, and forget the list.
 
     For when engine and guard were both killed; a guard that lives is a hindrance to nobody. False,
-    and the list is kept, if anything may stay frozen. Raises FileNotFoundError if there is no list.
+    and the list is kept, if anything may stay frozen. Raises FileNotFoundError and
+    ListUnreadable.
     """
     path = run / FROZEN_LIST
     good = True
     opened: list[tuple[int, int, str]] = []
-    listed = json.loads(path.read_text(encoding="utf-8"))
+    listed = read_list(path)
     for item in listed["filesystems"]:
         mount = item["mount"]
         try:
