@@ -27,8 +27,7 @@ blocks nobody else, and one that returns too late finds its order to thaw waitin
 only decides. It decides to thaw when told to, when the engine's pipe closes (the engine died), on
 SIGTERM, SIGINT and SIGHUP, when a filesystem fails, and at its own two deadlines: TIMEOUT seconds
 for the freeze, HOLD seconds from "held". It ends when every thread has ended, hence never inside
-FIFREEZE. If the guard itself is killed, the engine thaws; if both are, `vmsnap thaw --force`
-does.
+FIFREEZE. If the guard itself is killed, the engine thaws; if both are, a supervisor does.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ of the engine that is the subreaper (PR_SET_CHILD_SUBREAPER, prctl(2)) of what i
 Descendants that changed session or lost their parent are still its descendants, so ending them
 needs no guessing, and what one app's script left behind is never taken for another's. The engine
 and a supervisor talk in JSON messages over a socket. If the engine dies, the supervisor reads end
-of file and cleans up by itself; if the supervisor dies, the engine reads end of file.
+of file, thaws what may be frozen in case the guard died too, and ends what it runs; if the
+supervisor dies, the engine reads end of file.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from vmsnap.events import Waiter
+from vmsnap.thaw import ListUnreadable, thaw_listed
 
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36  # linux/prctl.h
 KILL_PATIENCE = (
@@ -79,7 +81,7 @@ def spawn(
 
 @dataclass(frozen=True)
 class Ending:
-    """How a program ended: by `exit`, by `signal`, or not at all because of `error`."""
+    """How a program ended: by `exit` or by `signal`; or, in words, why nobody knows: `error`."""
 
     exit: int | None = None
     signal: int | None = None
@@ -98,7 +100,7 @@ class Ending:
         if self.stopped:
             return "was stopped"
         if self.error:
-            return f"could not be started: {self.error}"
+            return self.error
         if self.signal is not None:
             return f"was killed by {signal.Signals(self.signal).name}"
         return f"ended with exit code {self.exit}"
@@ -122,10 +124,17 @@ class Link:
         """The next message; None if the supervisor is gone."""
         return receive(self._channel)
 
+    def alive(self) -> bool:
+        try:
+            return bool(self._channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
     def finish(self, waiter: Waiter, patience: float) -> None:
         """Say that no more orders come, and let the supervisor clean up and end."""
-        with contextlib.suppress(OSError):
-            self._channel.shutdown(socket.SHUT_WR)
+        self.send(finish=True)
         deadline = time.monotonic() + patience
         while waiter.wait([self.fileno()], deadline) or time.monotonic() < deadline:
             if self.hear() is None:
@@ -144,7 +153,9 @@ def receive(channel: socket.socket) -> dict[str, Any] | None:
     return message
 
 
-def supervise(body: Callable[[Supervisor], None], name: str, keep: Iterable[int]) -> Link:
+def supervise(
+    body: Callable[[Supervisor], None], name: str, run: Path, keep: Iterable[int]
+) -> Link:
     """Fork a supervisor that runs `body` and keeps the descriptors `keep`. Return our side."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
@@ -156,7 +167,7 @@ def supervise(body: Callable[[Supervisor], None], name: str, keep: Iterable[int]
         # Above all the engine's ends of other supervisors' sockets: their end of file is its death.
         close_all_but({0, 1, 2, there.fileno(), *keep})
         libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0)
-        body(Supervisor(there))
+        body(Supervisor(there, run))
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -174,8 +185,9 @@ def close_all_but(keep: set[int]) -> None:
 class Supervisor:
     """Inside the fork: runs programs one after the other and owns everything below itself."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, run: Path) -> None:
         self.channel = channel
+        self._run_directory = run
         self.alone = False  # the engine is gone
         self.discard: set[int] = set()  # pipes that outlived their program: read, so nobody blocks
         self._statuses: dict[int, int] = {}
@@ -193,7 +205,8 @@ class Supervisor:
             self.channel.send(json.dumps(message).encode())
 
     def order(self) -> dict[str, Any] | None:
-        """The engine's next order; None once it is gone. Children are reaped meanwhile."""
+        """The engine's next order; None when no more come, with `alone` set if the engine died
+        before it said so. Children are reaped meanwhile."""
         while not self.alone:
             ready = self.waiter.wait([self.channel.fileno(), *self.discard])
             self.reap()
@@ -204,10 +217,18 @@ class Supervisor:
             if self.channel.fileno() in ready:
                 message = receive(self.channel)
                 if message is None:
-                    self.alone = True
+                    self.outlive_engine()
+                elif "finish" in message:
+                    return None
                 elif "stop" not in message:  # a stop that came after the end
                     return message
         return None
+
+    def outlive_engine(self) -> None:
+        """The engine is dead. The guard thaws then; should it have been killed too, this does."""
+        self.alone = True
+        with contextlib.suppress(OSError, ListUnreadable):
+            thaw_listed(self._run_directory, lambda _: None)
 
     def reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -233,7 +254,7 @@ class Supervisor:
         try:
             pid = start()
         except OSError as e:
-            return Ending(error=e.strerror or str(e))
+            return Ending(error=f"could not be started: {e.strerror or e}")
         sources = [self.channel.fileno()] + ([] if output is None else [output])
         while True:
             if self.alone and self.channel.fileno() in sources:
@@ -247,8 +268,8 @@ class Supervisor:
                     drain(output, take, reads=PIPE_READS)
                 return ending_of(self._statuses[pid])
             if self.channel.fileno() in ready:
-                message = receive(self.channel)
-                self.alone = message is None
+                if receive(self.channel) is None:
+                    self.outlive_engine()
                 return Ending(stopped=True)
             if deadline is not None and time.monotonic() >= deadline:
                 return Ending(timed_out=True)

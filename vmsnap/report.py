@@ -182,7 +182,8 @@ FROZEN_PHASES = ("freeze", "snapshot", "thaw")
 
 def detail(event: TimelineEvent, result: Result) -> str:
     if event.event == "snapshot" and result.snapshot:
-        return f"  {printable(' '.join(result.snapshot.command))[:30]}"
+        program, *arguments = result.snapshot.command
+        return "  " + printable(" ".join([program.rpartition("/")[2], *arguments]))[:30]
     return ""
 
 

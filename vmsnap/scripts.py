@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vmsnap.config import App, Script
@@ -65,10 +65,13 @@ class AppScripts:
         self._grace = grace
         self._began = 0.0
         self._attempts = 0
-        directory = run / "scripts" / session / app.name
-        directory.mkdir(mode=0o700, parents=True)
-        runner = Runner(app, session, directory, grace, journal)
-        self._link: Link = supervise(runner.serve, "vmsnap-scripts", keep=[lock])
+        self._lock = lock
+        self._runner = Runner(app, session, run, grace, journal)
+        self._runner.directory.mkdir(mode=0o700, parents=True)
+        self._link = self._supervise()
+
+    def _supervise(self) -> Link:
+        return supervise(self._runner.serve, "vmsnap-scripts", self._runner.run, keep=[self._lock])
 
     def fileno(self) -> int:
         return self._link.fileno()
@@ -78,6 +81,8 @@ class AppScripts:
 
     def start(self, phase: str, env: Mapping[str, str]) -> None:
         self.pre_started = self.pre_started or phase == "pre"
+        if not self._link.alive():  # the post-script runs even if the supervisor was killed
+            self._link = self._supervise()
         self._began, self._attempts = time.monotonic(), 0
         self._link.send(run=phase, env=dict(env))
 
@@ -119,10 +124,10 @@ def run_scripts(
 
     If `heed`, an interruption of the engine stops them. `tell` hears of attempts as they begin.
     """
-    running = {scripts.fileno(): scripts for scripts in everyone}
-    results: dict[str, ScriptRun] = {}
     for scripts in everyone:
         scripts.start(phase, env)
+    running = {scripts.fileno(): scripts for scripts in everyone}
+    results: dict[str, ScriptRun] = {}
     stopping = False
     while running:
         if heed and waiter.interrupted and not stopping:
@@ -145,8 +150,9 @@ def run_scripts(
 class Runner:
     """The supervisor's side: runs in a fork of the engine, one for each app."""
 
-    def __init__(self, app: App, session: str, directory: Path, grace: float, journal: Journal):
-        self.app, self.directory, self.grace = app, directory, grace
+    def __init__(self, app: App, session: str, run: Path, grace: float, journal: Journal):
+        self.app, self.run, self.grace = app, run, grace
+        self.directory = run / "scripts" / session / app.name
         self.journal = Journal({**journal.fields, "VMSNAP_APP": app.name})
         self.environment = {
             "PATH": PATH,
@@ -154,7 +160,7 @@ class Runner:
             "HOME": "/root",
             "VMSNAP_SESSION": session,
             "VMSNAP_APP": app.name,
-            "VMSNAP_SCRIPT_DIR": str(directory),
+            "VMSNAP_SCRIPT_DIR": str(self.directory),
         }
 
     def serve(self, supervisor: Supervisor) -> None:
@@ -163,21 +169,20 @@ class Runner:
         while (order := supervisor.order()) is not None:
             phase = str(order["run"])
             started.add(phase)
-            run = self.run(supervisor, phase, order["env"])
-            supervisor.say(**{**run.__dict__})
-        if "post" not in started and self.app.post and ("pre" in started):
+            supervisor.say(**asdict(self.run_script(supervisor, phase, order["env"])))
+        if supervisor.alone and "pre" in started and "post" not in started and self.app.post:
             self.journal.send(
                 f"The session was killed; running the post-script of {self.app.name}",
                 Event.NOTE.value,
                 Priority.WARNING,
             )
             abandoned = {"VMSNAP_OUTCOME": "failed", "VMSNAP_CONSISTENCY": "none"}
-            self.run(supervisor, "post", abandoned)
+            self.run_script(supervisor, "post", abandoned)
         shutil.rmtree(self.directory, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.directory.parent.rmdir()  # the last app of the session succeeds
 
-    def run(self, supervisor: Supervisor, phase: str, extra: Mapping[str, str]) -> ScriptRun:
+    def run_script(self, supervisor: Supervisor, phase: str, extra: Mapping[str, str]) -> ScriptRun:
         script = self.app.pre if phase == "pre" else self.app.post
         assert script is not None
         begin = time.monotonic()

@@ -150,7 +150,9 @@ class Session:
             )
         else:
             grace = self.found.settings.kill_grace
-            self.command = snapshot.Command(path, self.options.command, grace, self.lock)
+            self.command = snapshot.Command(
+                path, self.options.command, self.options.run, grace, self.lock
+            )
 
     def recover(self) -> None:
         """Clean up after a session that was killed together with its guard. We hold the lock, so

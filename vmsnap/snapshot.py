@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from vmsnap.events import Waiter
@@ -51,7 +52,7 @@ class Stream:
 class Command:
     """The engine's side. `ending` is set once the command has ended."""
 
-    def __init__(self, path: str, argv: Sequence[str], grace: float, lock: int) -> None:
+    def __init__(self, path: str, argv: Sequence[str], run: Path, grace: float, lock: int) -> None:
         self.argv = argv
         self.ending: Ending | None = None
         self.seconds = 0.0
@@ -64,13 +65,12 @@ class Command:
             order = supervisor.order()
             if order is None:
                 return
+            env = order["env"]
 
             def start() -> int:
                 try:
-                    argv_found = [path, *argv[1:]]
-                    return spawn(
-                        argv_found, order["env"], stdin=0, stdout=writers[0], stderr=writers[1]
-                    )
+                    words = [path, *argv[1:]]
+                    return spawn(words, env, stdin=0, stdout=writers[0], stderr=writers[1])
                 finally:
                     for fd in writers:
                         os.close(fd)
@@ -78,10 +78,10 @@ class Command:
             ending = supervisor.run(start, None)
             if not ending.ok:
                 supervisor.end_everything(grace)
-            supervisor.say(**ending.__dict__)
+            supervisor.say(**asdict(ending))
             supervisor.order()
 
-        self._link: Link = supervise(serve, "vmsnap-command", keep=[lock, *writers])
+        self._link: Link = supervise(serve, "vmsnap-command", run, keep=[lock, *writers])
         for fd in writers:
             os.close(fd)
 
@@ -109,7 +109,11 @@ class Command:
         given_up = self._stop_at is not None and time.monotonic() >= self._stop_at
         if self._link.fileno() in ready or given_up:
             message = None if given_up else self._link.hear()
-            self.ending = Ending(**message) if message else Ending(error="its supervisor is gone")
+            self.ending = (
+                Ending(**message)
+                if message
+                else Ending(error="cannot be watched: its supervisor was killed")
+            )
             self.seconds = time.monotonic() - self._began
 
     def collect(self) -> None:

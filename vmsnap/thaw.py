@@ -118,5 +118,5 @@ def thaw_listed(run: Path, tell: Callable[[str], None]) -> bool:
             good = good and not error
     restore_rcu(listed["rcu_expedited"])
     if good:
-        path.unlink()
+        path.unlink(missing_ok=True)
     return good

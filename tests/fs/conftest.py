@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A laboratory for each test, in a mount namespace of the test run's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from . import kernel
+from .lab import VMSNAP, Lab, missing_tools
+
+
+@pytest.fixture(scope="session", autouse=True)
+def namespace() -> None:
+    if os.geteuid() != 0:
+        pytest.fail("tests/fs freezes filesystems: run it as root", pytrace=False)
+    missing = [*missing_tools(), *([] if VMSNAP.exists() else [str(VMSNAP)])]
+    if missing:
+        pytest.fail(f"not installed: {', '.join(missing)}", pytrace=False)
+    kernel.enter_private_namespace()
+    kernel.become_subreaper()
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    made = Lab()
+    try:
+        yield made
+    finally:
+        made.close()

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the unit tests: what they may not do, and directories that the checks trust."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from .worlds import Etc, Machine
+
+
+@pytest.fixture(autouse=True)
+def no_processes_and_no_ioctls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest.fail raises what no `except Exception` catches."""
+
+    def forbidden(*_arguments: object, **_keywords: object) -> NoReturn:
+        pytest.fail("a unit test started a process or issued an ioctl")
+
+    for owner, name in (
+        (os, "fork"),
+        (os, "posix_spawn"),
+        (os, "posix_spawnp"),
+        (os, "system"),
+        (subprocess, "Popen"),
+        (fcntl, "ioctl"),
+    ):
+        monkeypatch.setattr(owner, name, forbidden)
+
+
+@pytest.fixture
+def never_hangs() -> Iterator[None]:
+    """A rescue, not a measurement: whoever waits for a FIFO's other end is woken and fails."""
+
+    def give_up(*_: object) -> NoReturn:
+        pytest.fail("hung")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def trusted_dir() -> Iterator[Path]:
+    """A directory that only root can change, all the way up. /tmp is not: it is sticky."""
+    if os.geteuid() != 0:
+        pytest.fail("the unit tests make files of other owners: run them as root")
+    path = Path(tempfile.mkdtemp(prefix="vmsnap-test-", dir="/run"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def etc(trusted_dir: Path) -> Etc:
+    return Etc(trusted_dir / "etc")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
