@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import select
 import signal
 import sys
 import time
@@ -23,7 +24,7 @@ from vmsnap.errors import Failure, Kind
 from vmsnap.events import Waiter
 from vmsnap.files import write_atomically
 from vmsnap.pin import Filesystem, open_plan
-from vmsnap.process import close_all_but, spawn
+from vmsnap.process import fork, spawn
 from vmsnap.result import FilesystemResult
 from vmsnap.storage import Action, Plan
 from vmsnap.thaw import FROZEN_LIST, STEP_PATIENCE, rcu_expedited, restore_rcu, thaw_all
@@ -88,6 +89,7 @@ class Freezer:
         # What the guard may say when it breaks must not need a filesystem.
         self._stderr = os.memfd_create("vmsnap-guard-stderr", 0)
         argv = [sys.executable, "-ISB", str(GUARD), str(self._timeout), str(self._hold)]
+        argv += [str(self._run / FROZEN_LIST)]
         argv += [f"{f.fd}:{f.step}:{f.entry.action.value}" for f in self.filesystems]
         try:
             self._pid = spawn(
@@ -218,8 +220,6 @@ class Freezer:
             self._command("thaw")
             self._await("thawing", ANSWER)
         self._await("done", self._patience())
-        if any(f.maybe_frozen for f in self.filesystems):
-            self._thaw_ourselves()
         failures = list(self._thaw_failures())
         if self.cause == "expired":
             message = f"found the snapshot still being taken after {self._hold:g} s"
@@ -249,43 +249,61 @@ class Freezer:
         restore_rcu(self._rcu_expedited)
 
     def _thaw_ourselves(self) -> None:
+        """Thaw in a child, since a FITHAW that never returns would keep its process from ending.
+
+        A FIFREEZE that a lost guard is still inside of may yet succeed. All descriptors of the
+        guard close, and with them its pipe, when its last call has returned; the child waits for
+        that and thaws once more.
+        """
         self.thawing_at = self.thawing_at or time.monotonic()
         frozen = [f for f in self.filesystems if f.maybe_frozen]
-        for f, error in thaw_all([(f.step, f.fd, f) for f in frozen]):
-            f.thaw_error = error
-            if error in (0, errno.EINVAL):
-                f.thawed_at = time.monotonic()
-        if frozen and self._pid and alive(self._pid):
-            self._outlive(frozen)
-
-    def _outlive(self, frozen: list[Filesystem]) -> None:
-        """A FIFREEZE that a lost guard is still inside of may yet succeed: somebody must be left to
-        thaw then. When its last call returns all descriptors of the guard close, also its pipe."""
-        if self._commands < 0:
+        if not frozen:
             return
-        os.close(self._commands)
+        read, write = os.pipe()
+
+        def thaw() -> None:
+            for f, error in thaw_all([(f.step, f.fd, f) for f in frozen]):
+                os.write(write, f"{f.fd} {error}\n".encode())
+            os.close(write)
+            while select.select([self._answers], [], []) and os.read(self._answers, 65536):
+                pass
+            thaw_all([(f.step, f.fd, f) for f in frozen])
+
+        fork(thaw, "vmsnap-thaw", {write, self._answers, self._lock, *(f.fd for f in frozen)})
+        os.close(write)
+        os.close(self._commands)  # a guard that was only stopped goes on, and ends
         self._commands = -1
         with contextlib.suppress(OSError):
             os.kill(self._pid, signal.SIGCONT)
-        if os.fork() == 0:
-            try:
-                os.setsid()
-                close_all_but({self._answers, self._lock, *(f.fd for f in frozen)})
-                os.set_blocking(self._answers, True)
-                while os.read(self._answers, 65536):
-                    pass
-                thaw_all([(f.step, f.fd, f) for f in frozen])
-            finally:
-                os._exit(0)
+        self._take_results(read, time.monotonic() + self._patience())
+        os.close(read)
+
+    def _take_results(self, pipe: int, deadline: float) -> None:
+        results = b""
+        while time.monotonic() < deadline:
+            if pipe in self._waiter.wait([pipe], deadline):
+                data = os.read(pipe, 65536)
+                if not data:
+                    break
+                results += data
+        for line in results.decode().splitlines():
+            fd, error = map(int, line.split())
+            self._by_fd[fd].thaw_error = error
+            if error in (0, errno.EINVAL):
+                self._by_fd[fd].thawed_at = time.monotonic()
 
     # --- the end ---
 
     def close(self) -> None:
-        """Let the guard end and forget the list, unless something may still be frozen."""
-        for fd in (self._commands, self._answers, self._stderr):
+        """Let the guard end. It forgets the list of what may be frozen; if it is lost, we do,
+        unless something may still be frozen."""
+        if self._commands >= 0:
+            os.close(self._commands)
+            self._await("done", ANSWER)
+        for fd in (self._answers, self._stderr):
             if fd >= 0:
                 os.close(fd)
-        if not any(f.maybe_frozen for f in self.filesystems):
+        if self.lost and not any(f.maybe_frozen for f in self.filesystems):
             with contextlib.suppress(OSError):
                 (self._run / FROZEN_LIST).unlink()
         for f in self.filesystems:
@@ -347,11 +365,3 @@ class Freezer:
         if self.thawing_at is not None:
             events.append((self.thawing_at, "thawing", self.cause or "guard lost"))
         return events
-
-
-def alive(pid: int) -> bool:
-    """Whether any thread of a child lives."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == 0
-    except ChildProcessError:
-        return False

@@ -3,9 +3,9 @@
 
 A program of its own: it imports nothing of vmsnap, is started before anything is frozen, and
 after its "ready" needs no memory, file or thread that it does not already have. It writes to its
-pipe only.
+pipe only. When nothing is frozen any more, it removes LIST, in which the engine wrote what may be.
 
-    guard.py TIMEOUT HOLD FD:STEP:ACTION...      ACTION is freeze or sync; low steps go first
+    guard.py TIMEOUT HOLD LIST FD:STEP:ACTION... ACTION is freeze or sync; low steps go first
 
 Each FD is a directory or file on one filesystem, opened by the engine and inherited: both processes
 hold it, so that no umount hides a frozen superblock and either can thaw when the other is gone.
@@ -99,7 +99,7 @@ class Filesystem:
         self.peers: list[Filesystem] = []  # those that got the same order at the same time
         self.orders: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.given = self.done = 0  # the main thread writes the one, this thread the other
-        self.frozen = self.failed = False
+        self.frozen = self.failed = self.unthawed = False
         self.thread = threading.Thread(target=self.obey)
 
     def settled(self) -> bool:
@@ -135,6 +135,7 @@ class Filesystem:
     def thaw(self) -> None:
         error = self.ioctl(FITHAW)
         self.frozen = False
+        self.unthawed = error not in (0, errno.EINVAL)
         news.append(("thawed", self.fd, time.monotonic(), error))
 
     def ioctl(self, request: int) -> int:
@@ -168,8 +169,9 @@ def order(word: str, filesystems: list[Filesystem]) -> None:
 class Guard:
     """The main thread: waits, decides, and gives each step of filesystems its orders."""
 
-    def __init__(self, filesystems: list[Filesystem]) -> None:
+    def __init__(self, filesystems: list[Filesystem], list_path: str) -> None:
         self.filesystems = filesystems
+        self.list_path = list_path
         self.steps = [
             [f for f in filesystems if f.step == step]
             for step in sorted({f.step for f in filesystems})
@@ -277,9 +279,17 @@ class Guard:
         if cause != "timeout":  # else what is still inside FIFREEZE may stay there for ever
             everything = functools.partial(settled, self.filesystems)
             self.wait(everything, time.monotonic() + THAW_PATIENCE, heed=False)
+        self.forget()
         say("done")
         for filesystem in self.filesystems:
             filesystem.thread.join()
+        self.forget()
+
+    def forget(self) -> None:
+        """Remove the list, but only if nothing in it is or may yet be frozen."""
+        if settled(self.filesystems) and not any(f.unthawed for f in self.filesystems):
+            with contextlib.suppress(OSError):
+                os.unlink(self.list_path)
 
 
 @contextlib.contextmanager
@@ -315,6 +325,9 @@ def stay_alive() -> int:
     libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("-1000")
+    # Before everybody who waits for a processor, since everybody waits for the thaw.
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     # What is mapped now is read in now; later mappings (thread stacks) are locked as they are
     # touched.
     failed = libc.mlockall(MCL_CURRENT) or libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)
@@ -330,12 +343,12 @@ def main(argv: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
 
-    timeout, hold = float(argv[0]), float(argv[1])
+    timeout, hold, list_path = float(argv[0]), float(argv[1]), argv[2]
     filesystems = []
-    for word in argv[2:]:
+    for word in argv[3:]:
         fd_word, step, action = word.split(":")
         filesystems.append(Filesystem(int(fd_word), int(step), action))
-    guard = Guard(filesystems)
+    guard = Guard(filesystems, list_path)
 
     unlocked = stay_alive()
     threading.stack_size(STACK_BYTES)

@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,28 +158,35 @@ def supervise(
 ) -> Link:
     """Fork a supervisor that runs `body` and keeps the descriptors `keep`. Return our side."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    keep = {0, 1, 2, there.fileno(), *keep}
+    pid = fork(lambda: body(Supervisor(there, run)), name, keep)
+    there.close()
+    return Link(pid, here)
+
+
+def fork(body: Callable[[], None], name: str, keep: Collection[int]) -> int:
+    """Run `body` in a child of a session of its own, with no descriptors but `keep`.
+
+    Closing the others matters above all for our ends of other children's pipes and sockets: their
+    end of file is how these hear of our death.
+    """
     pid = os.fork()
     if pid:
-        there.close()
-        return Link(pid, here)
+        return pid
     code = 1
     try:
-        # Above all the engine's ends of other supervisors' sockets: their end of file is its death.
-        close_all_but({0, 1, 2, there.fileno(), *keep})
+        os.setsid()
+        for word in os.listdir("/proc/self/fd"):
+            if int(word) not in keep:
+                with contextlib.suppress(OSError):
+                    os.close(int(word))
         libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0)
-        body(Supervisor(there, run))
+        body()
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
-
-
-def close_all_but(keep: set[int]) -> None:
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) not in keep:
-            with contextlib.suppress(OSError):
-                os.close(int(name))
 
 
 class Supervisor:
@@ -191,7 +198,6 @@ class Supervisor:
         self.alone = False  # the engine is gone
         self.discard: set[int] = set()  # pipes that outlived their program: read, so nobody blocks
         self._statuses: dict[int, int] = {}
-        os.setsid()
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         # What an administrator's program allocates must not be spared by the kernel on our account.
         with contextlib.suppress(OSError):
@@ -244,9 +250,11 @@ class Supervisor:
         deadline: float | None,
         output: int | None = None,
         take: Callable[[bytes], None] = lambda _: None,
+        survive: bool = False,
     ) -> Ending:
         """Run one program to its end, the deadline (monotonic) or the engine's order to stop.
 
+        The death of the engine is such an order too, unless the program is to `survive` it.
         Whatever it writes to the pipe `output` is given to `take` as it comes. Its end counts, not
         the pipe's: a child that keeps the pipe open delays nothing.
         """
@@ -270,7 +278,8 @@ class Supervisor:
             if self.channel.fileno() in ready:
                 if receive(self.channel) is None:
                     self.outlive_engine()
-                return Ending(stopped=True)
+                if not (self.alone and survive):
+                    return Ending(stopped=True)
             if deadline is not None and time.monotonic() >= deadline:
                 return Ending(timed_out=True)
 

@@ -236,7 +236,7 @@ class Runner:
             finally:
                 os.close(write)
 
-        ending = supervisor.run(start, deadline, read, output.take)
+        ending = supervisor.run(start, deadline, read, output.take, survive=phase == "post")
         os.close(null)
         if ending.ok:
             # What the script left running would be killed by SIGPIPE at its next word, and what it

@@ -24,6 +24,7 @@ from vmsnap.consistency import Level, consistency
 from vmsnap.errors import SCRIPT, Failure, Kind, Severity
 from vmsnap.events import Waiter
 from vmsnap.files import write_atomically
+from vmsnap.flush import flush_gently
 from vmsnap.freezer import Freezer
 from vmsnap.hold import hold
 from vmsnap.journal import Event, Journal, Priority
@@ -197,6 +198,7 @@ class Session:
             self.record.note(
                 f"the guard could not lock its memory: {os.strerror(freezer.unlocked)}"
             )
+        flush_gently({os.fstat(f.fd).st_dev for f in freezer.filesystems}, self.waiter)
         freezer.presync()
         self.record.enter("freeze", f"Freezing {len(freezer.filesystems)} filesystems")
         # From here to the thaw: no file, no journal, no import, no terminal.
