@@ -171,23 +171,22 @@ def status_command(arguments: argparse.Namespace) -> int:
 
     path = arguments.state / LAST
     holder = lock.holder(arguments.run)
+    paint = report.Paint(colourful(sys.stdout))
     try:
         last = from_json(json.loads(path.read_text(encoding="utf-8")))
+        text = f"{report.summary(last, paint)}\n\n{report.timeline(last)}"
     except FileNotFoundError:
-        last = None
-    except (ValueError, KeyError, TypeError) as e:
+        last, text = None, "No session yet."
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         complain(f"vmsnap status: {path}: found no result that can be read: {e}")
         return FAILED
     if arguments.json:
         print_json({"in_progress": holder, "last": last.to_json() if last else None})
     else:
-        paint = report.Paint(colourful(sys.stdout))
         if holder:
             print(f"In progress: session {holder}")
-        if last:
-            print(f"{report.summary(last, paint)}\n\n{report.timeline(last)}")
-        elif not holder:
-            print("No session yet.")
+        if last or not holder:
+            print(text)
     return FAILED if last and not last.ok and not holder else OK
 
 
@@ -275,3 +274,5 @@ def ensure_stdio() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vmsnap.consistency import Level
+from vmsnap.trusted import encodable
 
 LONGEST_SCRIPT = 1800.0  # seconds; Azure's framework allows no more
 
@@ -64,14 +65,29 @@ class Settings:
 def parse_app(text: str, path: str, name: str) -> tuple[App, list[str]]:
     """Return the app and warnings about keys that mean nothing. Raises Incorrect."""
     document = load_json(text, path)
-    validate(document, path)
+    try:
+        validate(document, path)
+    except RecursionError:
+        raise Incorrect(f"{path}: found JSON that is nested too deep, expected an app") from None
+    for key in ("preScriptLocation", "postScriptLocation"):
+        location = document.get(key, "")
+        if location and not location.startswith("/"):  # a $ in the schema also matches before "\n"
+            raise Incorrect(
+                f"{path}: key {key!r}: found {shown(location)}, expected an absolute path"
+            )
+    for key in ("preScriptParams", "postScriptParams"):
+        for word in document.get(key, ()):
+            if not encodable(word):
+                raise Incorrect(
+                    f"{path}: key {key!r}: found {shown(word)}, expected whole characters"
+                )
     known = schema()["properties"]
     warnings = [
         f"{path}: found the unknown key {key!r}; it is ignored"
         for key in document
         if key not in known
     ]
-    budget = min(float(document.get("timeoutInSeconds", 30)), LONGEST_SCRIPT)
+    budget = float(min(document.get("timeoutInSeconds", 30), LONGEST_SCRIPT))
     app = App(
         name=document.get("appName", name),
         config=path,

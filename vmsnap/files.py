@@ -11,7 +11,7 @@ from pathlib import Path
 
 def write_atomically(path: Path, data: bytes, mode: int) -> None:
     """Write beside, fsync, rename, fsync the directory. After an OSError nothing is left behind."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         with open(fd, "wb") as file:

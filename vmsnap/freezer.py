@@ -262,12 +262,15 @@ class Freezer:
         read, write = os.pipe()
 
         def thaw() -> None:
-            for f, error in thaw_all([(f.step, f.fd, f) for f in frozen]):
+            results = thaw_all([(f.step, f.fd, f) for f in frozen])
+            for f, error in results:
                 os.write(write, f"{f.fd} {error}\n".encode())
             os.close(write)
             while select.select([self._answers], [], []) and os.read(self._answers, 65536):
                 pass
-            thaw_all([(f.step, f.fd, f) for f in frozen])
+            # Nobody else's freeze may be ended, so none that was or had been thawed.
+            unknown = [f for f, error in results if error and f.frozen_at is None]
+            thaw_all([(f.step, f.fd, f) for f in unknown])
 
         fork(thaw, "vmsnap-thaw", {write, self._answers, self._lock, *(f.fd for f in frozen)})
         os.close(write)

@@ -70,15 +70,13 @@ def init(etc: Path, name: str) -> Written:
         # The config last: an app exists from then on.
         (written.config, json.dumps(document, indent=4) + "\n", 0o600),
     ]
-    done: list[Path] = []
     try:
         for path, text, mode in contents:
             make_directory(path.parent)
             write_atomically(path, text.encode(), mode)
-            done.append(path)
     except OSError:
-        for path in done:
-            path.unlink()
+        for path, _, _ in contents:
+            path.unlink(missing_ok=True)
         raise
     return written
 
@@ -87,4 +85,5 @@ def make_directory(path: Path) -> None:
     """Make a directory and its parents for root alone, whatever the umask; keep existing ones."""
     if not path.exists():
         make_directory(path.parent)
-        path.mkdir(mode=0o700)
+        path.mkdir()
+        path.chmod(0o700)

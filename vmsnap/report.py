@@ -61,7 +61,7 @@ def plan_table(plan: Plan) -> str:
         kinds = ", ".join(f"{n} {fstype}" for fstype, n in sorted(hidden.items()))
         text = f"skipped as well, being on no disk: {kinds}"
         lines += ["", *textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
-    lines += [f"nothing is mounted at {pattern}" for pattern in plan.unmatched]
+    lines += [f"nothing is mounted at {printable(pattern)}" for pattern in plan.unmatched]
     return "\n".join(lines)
 
 
@@ -88,8 +88,8 @@ def summary(result: Result, paint: Paint) -> str:
     lines = [
         f"Session {result.session} {verdict}: "
         + (f"{result.consistency}-consistent snapshot" if result.snapshot_taken else "no snapshot"),
-        f"  started {result.started}, took {duration(result.seconds)}, "
-        f"writes stalled for {duration(result.frozen_seconds)}",
+        f"  started {result.started}",
+        f"  took {duration(result.seconds)}, writes stalled for {duration(result.frozen_seconds)}",
     ]
     if result.required != "crash":
         lines.append(f"  required consistency: {result.required}")

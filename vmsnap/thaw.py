@@ -76,7 +76,9 @@ def read_list(path: Path) -> dict[str, Any]:
     try:
         listed: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for item in listed["filesystems"]:
-            str(item["mount"]), str(item["device"]), int(item["step"])
+            if not (isinstance(item["mount"], str) and isinstance(item["device"], str)):
+                raise TypeError(f"found {item!r}")
+            int(item["step"])
         str(listed["rcu_expedited"])
     except (ValueError, KeyError, TypeError) as e:
         raise ListUnreadable(

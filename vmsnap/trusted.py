@@ -31,6 +31,15 @@ class Unreadable(Exception):
     """A file is there, but not what a configuration can be read from."""
 
 
+def encodable(word: str) -> bool:
+    """Whether the system can take it: JSON can spell halves of UTF-16 pairs, which it cannot."""
+    try:
+        os.fsencode(word)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_owner(status: os.stat_result, step: str) -> None:
     if status.st_uid != 0:
         raise Untrusted(step, f"owner uid {status.st_uid}", "owner root (uid 0)")
@@ -55,6 +64,8 @@ def open_trusted(path: str | Path, forbidden: int = 0o177) -> int:
         raise Unreadable(f"{path}: found a path that names no file, expected an absolute path")
     if "\0" in os.fspath(path):
         raise Unreadable(f"{str(path)!r}: found a NUL byte in the path")
+    if not encodable(os.fspath(path)):
+        raise Unreadable(f"{str(path)!r}: found a path with half a character in it")
     directories = [os.open("/", os.O_PATH | os.O_DIRECTORY)]
     steps = [""]
     links = 0
