@@ -10,22 +10,29 @@ import pytest
 
 from . import stuck
 from .lab import Lab, Session
-from .processes import wait_for_end
+from .processes import children, wait_for_end
 
 INTERRUPTIONS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 POST = "resumed $VMSNAP_OUTCOME $VMSNAP_CONSISTENCY"
 
 
-def stop_both(session: Session) -> tuple[int, int]:
-    """Neither may see the other die."""
-    both = (session.pid, session.guard)
-    for pid in both:
+def stop(*pids: int) -> tuple[int, ...]:
+    """Stopped first, none of them can see another die."""
+    for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    return both
+    return pids
 
 
 def kill_both(session: Session) -> None:
-    for pid in stop_both(session):
+    """Engine and guard, as somebody might who looks for what hangs."""
+    for pid in stop(session.pid, session.guard):
+        os.kill(pid, signal.SIGKILL)
+    session.process.wait()
+
+
+def kill_all(session: Session) -> None:
+    """Everything of vmsnap, as the end of a cgroup does."""
+    for pid in stop(session.pid, *(child.pid for child in children(session.pid))):
         os.kill(pid, signal.SIGKILL)
     session.process.wait()
 
@@ -242,7 +249,7 @@ def test_both_stopped_leaves_the_emergency_exit(lab: Lab) -> None:
     lab.filesystem("ext4")
     lab.filesystem("xfs")
     session = lab.hold()
-    both = stop_both(session)
+    both = stop(session.pid, session.guard)
     forced = lab.vmsnap("thaw", "--force")
     assert forced.code == 0, forced
     lab.wait_for_thaw()
@@ -254,11 +261,24 @@ def test_both_stopped_leaves_the_emergency_exit(lab: Lab) -> None:
     assert set(outcome.errors) == {"ThawedEarly"}
 
 
-def test_both_killed_leaves_a_list_from_which_force_thaws(lab: Lab) -> None:
+def test_both_killed_thaws_all_the_same_and_resumes_the_application(lab: Lab) -> None:
+    """What supervises scripts and command has survived."""
+    lab.filesystem("ext4")
+    lab.filesystem("xfs")
+    lab.app(pre=lab.say("quiesced"), post=lab.say(POST))
+    kill_both(lab.hold())
+    lab.wait_for_thaw()
+    assert lab.events.wait("resumed") == "failed none"
+    lab.wait_for_rest()
+    assert lab.frozen == []
+
+
+def test_everything_killed_leaves_a_list_from_which_force_thaws(lab: Lab) -> None:
     parent = lab.filesystem(name="parent", mib=96)
     lab.filesystem(name="child", on=parent)
     lab.filesystem("xfs", name="other")
-    kill_both(lab.hold())
+    kill_all(lab.hold())
+    lab.release()
     lab.wait_for_rest()
     assert lab.frozen == ["parent", "child", "other"]
     forced = lab.vmsnap("thaw", "--force")
@@ -270,10 +290,11 @@ def test_both_killed_leaves_a_list_from_which_force_thaws(lab: Lab) -> None:
     assert (again.code, b"nothing to thaw" in again.out) == (0, True)
 
 
-def test_both_killed_is_mended_by_the_next_session(lab: Lab) -> None:
+def test_everything_killed_is_mended_by_the_next_session(lab: Lab) -> None:
     lab.filesystem("ext4")
     lab.filesystem("xfs")
-    kill_both(lab.hold())
+    kill_all(lab.hold())
+    lab.release()
     lab.wait_for_rest()
     assert lab.frozen == ["fs0", "fs1"]
     outcome = lab.run("exit 0")
@@ -281,13 +302,21 @@ def test_both_killed_is_mended_by_the_next_session(lab: Lab) -> None:
     assert lab.frozen == []
 
 
-def test_both_killed_still_resumes_the_application(lab: Lab) -> None:
-    lab.filesystem()
-    lab.app(pre=lab.say("quiesced"), post=lab.say(POST))
-    kill_both(lab.hold())
-    assert lab.events.wait("resumed") == "failed none"
+def test_force_leaves_alone_what_is_mounted_there_now(lab: Lab) -> None:
+    first = lab.filesystem()
+    kill_all(lab.hold())
+    lab.release()
     lab.wait_for_rest()
-    lab.vmsnap("thaw", "--force")
+    second = lab.filesystem()
+    lab.helper(f"fsfreeze -f {second.mount}").wait()
+    lab.mount("--bind", second.mount, first.mount)
+    forced = lab.vmsnap("thaw", "--force")
+    assert forced.code == 1
+    assert second.is_frozen
+    lab.helper(f"fsfreeze -u {second.mount}").wait()
+    lab.umount(first.mount)
+    assert first.is_frozen
+    assert lab.vmsnap("thaw", "--force").code == 0
     assert lab.frozen == []
 
 

@@ -44,6 +44,7 @@ def session(
     made.record.phase = "check"
     made.found.apps.extend(apps)
     made.found.settings = Settings(require=setting)
+    made.required = made.what_is_required()
     return made
 
 
@@ -62,26 +63,26 @@ def disks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 
 
 def test_without_wishes_crash_consistency_is_required(disks: int) -> None:
-    assert session().required is Level.CRASH
-    assert session(app()).required is Level.CRASH
+    assert session().required == Level.CRASH
+    assert session(app()).required == Level.CRASH
 
 
 def test_an_app_that_stops_the_backup_counts_only_with_several_disks(disks: int) -> None:
     strict = session(app("a"), app("b", required=True))
-    assert strict.required is (Level.APPLICATION if disks > 1 else Level.CRASH)
+    assert strict.required == (Level.APPLICATION if disks > 1 else Level.CRASH)
 
 
 @pytest.mark.parametrize("wish", [Level.CRASH, Level.FILESYSTEM, Level.APPLICATION])
 def test_the_caller_and_the_settings_still_win_on_a_single_disk(disks: int, wish: Level) -> None:
-    assert session(app(), require=wish).required is wish
-    assert session(app(), setting=wish).required is wish
+    assert session(app(), require=wish).required == wish
+    assert session(app(), setting=wish).required == wish
 
 
 @pytest.mark.parametrize("wish", [Level.CRASH, Level.FILESYSTEM])
 def test_require_raises_and_never_lowers(monkeypatch: pytest.MonkeyPatch, wish: Level) -> None:
     monkeypatch.setattr("vmsnap.session.count_disks", lambda: 2)
-    assert session(app(required=True), require=wish, setting=wish).required is Level.APPLICATION
-    assert session(require=Level.APPLICATION, setting=wish).required is Level.APPLICATION
+    assert session(app(required=True), require=wish, setting=wish).required == Level.APPLICATION
+    assert session(require=Level.APPLICATION, setting=wish).required == Level.APPLICATION
 
 
 # --- the level reached -------------------------------------------------------------------------
