@@ -137,7 +137,10 @@ def inspect_app(
     text = read(found, kind, path)
     if text is None:
         return
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:  # removed since it was read
+        return
     if (status.st_dev, status.st_ino) in seen:
         found.warn(
             kind,
@@ -229,6 +232,10 @@ def inspect_filesystems(found: Inspection, plan: Plan, run: Path) -> None:
     pinned, failures = open_plan(plan, run)
     for filesystem in pinned:
         os.close(filesystem.fd)
+    for pattern in plan.idle:
+        found.warn(
+            Kind.FREEZE_FAILED, pattern, f"{pattern}: nothing is mounted there to be excluded"
+        )
     for failure in failures:
         found.error(failure.kind, failure.subject, failure.message)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -38,16 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return NOT_ROOT
     try:
         code = COMMANDS[arguments.command_name](arguments)
-        sys.stdout.flush()
-        return code
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+            return code
+        return without_reader(code)
+    except BrokenPipeError:
+        return without_reader(OK)
     except InProgress as e:
         return refuse(arguments, "SESSION_IN_PROGRESS", str(e), IN_PROGRESS)
     except RunDirectoryUnusable as e:
         return refuse(arguments, "INCORRECT_SETTINGS", str(e), FAILED)
     except Exists as e:
         complain(f"vmsnap {arguments.command_name}: {e}")
-    except BrokenPipeError:  # the reader has gone; not an error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""
         complain(f"vmsnap {arguments.command_name}: {where}{e.strerror}")
@@ -55,6 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     return FAILED
+
+
+def without_reader(code: int) -> int:
+    """Whoever read our output has gone, which is no error; but Python would complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return code
 
 
 def split_at_dashes(words: list[str]) -> tuple[list[str], list[str] | None]:
@@ -92,13 +101,15 @@ def run_command(arguments: argparse.Namespace) -> int:
     waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     taking = Session(options, descriptor, waiter, show_phase(), session)
     result = taking.take()
-    if taking.command:
-        taking.command.pass_on(to_stderr=arguments.json)
-    if arguments.json:
-        print_json(result.to_json())
-    else:
-        paint = report.Paint(colourful(sys.stderr))
-        complain(f"{report.summary(result, paint)}\n\n{report.timeline(result)}")
+    with contextlib.suppress(OSError):  # whoever reads or not, the exit code is the session's
+        if taking.command:
+            taking.command.pass_on(to_stderr=arguments.json)
+        if arguments.json:
+            print_json(result.to_json())
+            sys.stdout.flush()
+        else:
+            paint = report.Paint(colourful(sys.stderr))
+            complain(f"{report.summary(result, paint)}\n\n{report.timeline(result)}")
     return OK if result.ok else FAILED
 
 
@@ -191,11 +202,12 @@ def status_command(arguments: argparse.Namespace) -> int:
 
 
 def thaw_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import lock
     from vmsnap.thaw import ListUnreadable, thaw_listed
 
     told: list[str] = []
     try:
-        good = thaw_listed(arguments.run, told.append)
+        good = thaw_listed(arguments.run, told.append, forget=not lock.holder(arguments.run))
     except FileNotFoundError:
         good = True
         told.append(f"nothing to thaw: {arguments.run} holds no list of frozen filesystems")

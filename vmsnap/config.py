@@ -9,6 +9,8 @@ from __future__ import annotations
 import configparser
 import json
 import math
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,12 +197,12 @@ def load_ini(text: str, path: str) -> configparser.ConfigParser:
     return parser
 
 
+NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+
 def seconds(least: float, most: float = math.inf) -> Callable[[str], float]:
     def convert(value: str) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
+        number = float(value) if NUMBER.fullmatch(value.strip()) else math.nan
         if not (least <= number <= most and number < math.inf):
             raise ValueError(
                 f"a number of seconds, at least {least:g}"
@@ -227,8 +229,8 @@ def absolute(value: str) -> str:
 SETTINGS: dict[tuple[str, str], tuple[str, Callable[[str], Any]]] = {
     ("freeze", "timeout"): ("freeze_timeout", seconds(0.1, 3600)),
     ("freeze", "hold"): ("hold", seconds(0.1, 86400)),
-    ("freeze", "only"): ("only", str.split),
-    ("freeze", "exclude"): ("exclude", str.split),
+    ("freeze", "only"): ("only", shlex.split),
+    ("freeze", "exclude"): ("exclude", shlex.split),
     ("snapshot", "require"): ("require", level),
     ("snapshot", "command"): ("command", str),
     ("scripts", "kill_grace"): ("kill_grace", seconds(0, 600)),

@@ -29,3 +29,11 @@ def write_atomically(path: Path, data: bytes, mode: int) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def make_private(path: Path) -> None:
+    """Make a directory and those of its parents that are missing, for root alone."""
+    if not path.parent.exists():
+        make_private(path.parent)
+    path.mkdir()
+    path.chmod(0o700)

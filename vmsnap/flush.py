@@ -11,75 +11,47 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
-import queue
 import signal
 import stat
-import threading
-import time
 from collections.abc import Collection, Iterator
 
 from vmsnap.events import Waiter
-from vmsnap.process import fork, libc
+from vmsnap.process import in_child, libc
 
 SYS_PIDFD_GETFD = 438  # asm-generic/unistd.h; the same on all architectures (Linux 5.6)
 SYNC_FILE_RANGE_WRITE_AND_WAIT = 7  # linux/fs.h: WAIT_BEFORE | WRITE | WAIT_AFTER
 PIECE = 1 << 20  # bytes
-WIDTH = 2  # filesystems at the same time
 LONGEST = 5.0  # seconds, in which applications are quiesced
 
 
 def flush_gently(devices: Collection[int], waiter: Waiter) -> None:
     """Write out the open files on these devices (st_dev), for a few seconds at most.
 
-    In a child: it can be killed at any time, and may hang on a broken disk without harm to us.
+    In a child, which may hang on a broken disk or a dead server without harm to us.
     """
-    read, write = os.pipe()
-    pid = fork(lambda: flush(devices), "vmsnap-flush", {2, write})
-    os.close(write)
-    deadline = time.monotonic() + LONGEST
-    while not waiter.interrupted and time.monotonic() < deadline:
-        if waiter.wait([read], deadline):
-            break
-    os.close(read)
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, os.WNOHANG)
+    in_child(lambda told: flush(devices), "vmsnap-flush", (), waiter, LONGEST, heed=True)
 
 
 def flush(devices: Collection[int]) -> None:
+    signal.alarm(math.ceil(LONGEST))  # nobody waits any longer
     libc.sync_file_range.argtypes = (
         ctypes.c_int,
         ctypes.c_int64,
         ctypes.c_int64,
         ctypes.c_uint,
     )
-    files: dict[int, list[tuple[int, int]]] = {}
-    for device, fd, size in open_files(devices):
-        files.setdefault(device, []).append((fd, size))
-    work: queue.SimpleQueue[list[tuple[int, int]]] = queue.SimpleQueue()
-    for of_device in files.values():
-        work.put(of_device)
-    threads = [threading.Thread(target=write_out, args=(work,)) for _ in range(WIDTH)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    for fd, size in open_files(devices):
+        for offset in range(0, size, PIECE):
+            libc.sync_file_range(fd, offset, PIECE, SYNC_FILE_RANGE_WRITE_AND_WAIT)
 
 
-def write_out(work: queue.SimpleQueue[list[tuple[int, int]]]) -> None:
-    with contextlib.suppress(queue.Empty):
-        while True:
-            for fd, size in work.get_nowait():
-                for offset in range(0, size, PIECE):
-                    libc.sync_file_range(fd, offset, PIECE, SYNC_FILE_RANGE_WRITE_AND_WAIT)
-
-
-def open_files(devices: Collection[int]) -> Iterator[tuple[int, int, int]]:
-    """(device, descriptor, size) of every regular file on `devices` that a process has open.
+def open_files(devices: Collection[int]) -> Iterator[tuple[int, int]]:
+    """(descriptor, size) of every regular file on `devices` that a process has open.
 
     The descriptors are duplicates (pidfd_getfd(2)), for opening a file can be noticed: by leases,
-    by fanotify.
+    by fanotify. Each is closed before the next, for as long as it is open the file's locks are.
     """
     seen: set[tuple[int, int]] = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -99,5 +71,6 @@ def open_files(devices: Collection[int]) -> Iterator[tuple[int, int, int]]:
                     seen.add(identity)
                     fd = libc.syscall(SYS_PIDFD_GETFD, process, int(number), 0)
                     if fd >= 0:
-                        yield status.st_dev, fd, status.st_size
+                        yield fd, status.st_size
+                        os.close(fd)
             os.close(process)

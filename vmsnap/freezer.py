@@ -24,7 +24,7 @@ from vmsnap.errors import Failure, Kind
 from vmsnap.events import Waiter
 from vmsnap.files import write_atomically
 from vmsnap.pin import Filesystem, open_plan
-from vmsnap.process import fork, spawn
+from vmsnap.process import in_child, spawn
 from vmsnap.result import FilesystemResult
 from vmsnap.storage import Action, Plan
 from vmsnap.thaw import FROZEN_LIST, STEP_PATIENCE, rcu_expedited, restore_rcu, thaw_all
@@ -74,12 +74,7 @@ class Freezer:
         return failures
 
     def start(self, lock: int) -> list[Failure]:
-        """Write down what may be frozen, and start the guard. It shares the session's lock."""
-        try:
-            write_atomically(self._run / FROZEN_LIST, json.dumps(self._list()).encode(), 0o600)
-        except OSError as e:
-            message = f"cannot write the list of what may be frozen into {self._run}: {e.strerror}"
-            return [self._failure(Kind.FREEZE_FAILED, str(self._run), message)]
+        """Start the guard. It shares the session's lock."""
         self._lock = lock
         guard_in, self._commands = os.pipe()
         self._answers, guard_out = os.pipe()
@@ -108,16 +103,24 @@ class Freezer:
         self._await("ready", START)
         return self._loss()
 
-    def _list(self) -> dict[str, object]:
-        return {
+    def _write_list(self) -> list[Failure]:
+        """Write down what may be frozen, for those who come after us."""
+        listed = {
             "session": self._session,
+            "guard": self._pid,
             "rcu_expedited": self._rcu_expedited,
             "filesystems": [
-                {"mount": f.entry.mount, "device": f.entry.device, "step": f.step}
+                {"mount": f.entry.mount, "st_dev": os.fstat(f.fd).st_dev, "step": f.step}
                 for f in self.filesystems
                 if f.entry.action is Action.FREEZE
             ],
         }
+        try:
+            write_atomically(self._run / FROZEN_LIST, json.dumps(listed).encode(), 0o600)
+        except OSError as e:
+            message = f"cannot write the list of what may be frozen into {self._run}: {e.strerror}"
+            return [self._failure(Kind.FREEZE_FAILED, str(self._run), message)]
+        return []
 
     # --- the freeze ---
 
@@ -127,14 +130,22 @@ class Freezer:
 
     def freeze(self) -> list[Failure]:
         """Freeze all. If anything fails, everything is thawed again when this returns."""
+        failures = self._write_list()
+        if failures:
+            return failures
         self._command("freeze")
         self._await("held", self._timeout + ANSWER)
         if self.held_at is not None:
             return []
         if self.lost or self._waiter.interrupted:
-            return self.thaw()
-        self._await("done", self._patience())
-        return [*self._freeze_failures(), *self._thaw_failures(), *self._loss()]
+            failures = self.thaw()
+        else:
+            self._await("done", self._patience())
+            failures = [*self._freeze_failures(), *self._thaw_failures(), *self._loss()]
+        if not failures:
+            reason = f"the guard gave up: {self.cause or 'it was interrupted'}"
+            failures = [self._failure(Kind.FREEZE_FAILED, "", reason)]
+        return failures
 
     def _freeze_failures(self) -> list[Failure]:
         failures = []
@@ -233,6 +244,8 @@ class Freezer:
             if f.frozen_at is None:
                 continue
             if f.thaw_error == errno.EINVAL:
+                if self.lost:  # it may have thawed with its last breath
+                    continue
                 yield self._failure(
                     Kind.THAWED_EARLY, f.entry.mount, "somebody else thawed it during the hold"
                 )
@@ -259,41 +272,34 @@ class Freezer:
         frozen = [f for f in self.filesystems if f.maybe_frozen]
         if not frozen:
             return
-        read, write = os.pipe()
 
-        def thaw() -> None:
+        def thaw(told: int) -> None:
             results = thaw_all([(f.step, f.fd, f) for f in frozen])
-            for f, error in results:
-                os.write(write, f"{f.fd} {error}\n".encode())
-            os.close(write)
+            with contextlib.suppress(BrokenPipeError):  # the engine was killed meanwhile
+                os.write(told, "".join(f"{f.fd} {error}\n" for f, error in results).encode())
+            os.close(told)
             while select.select([self._answers], [], []) and os.read(self._answers, 65536):
                 pass
             # Nobody else's freeze may be ended, so none that was or had been thawed.
             unknown = [f for f, error in results if error and f.frozen_at is None]
             thaw_all([(f.step, f.fd, f) for f in unknown])
 
-        fork(thaw, "vmsnap-thaw", {write, self._answers, self._lock, *(f.fd for f in frozen)})
-        os.close(write)
-        os.close(self._commands)  # a guard that was only stopped goes on, and ends
-        self._commands = -1
-        with contextlib.suppress(OSError):
-            os.kill(self._pid, signal.SIGCONT)
-        self._take_results(read, time.monotonic() + self._patience())
-        os.close(read)
-
-    def _take_results(self, pipe: int, deadline: float) -> None:
-        results = b""
-        while time.monotonic() < deadline:
-            if pipe in self._waiter.wait([pipe], deadline):
-                data = os.read(pipe, 65536)
-                if not data:
-                    break
-                results += data
-        for line in results.decode().splitlines():
+        keep = {self._answers, self._lock, *(f.fd for f in frozen)}
+        try:
+            said = in_child(thaw, "vmsnap-thaw", keep, self._waiter, self._patience()) or b""
+        except OSError:  # no more processes, which is when things get killed
+            results = thaw_all([(f.step, f.fd, f) for f in frozen])
+            said = "".join(f"{f.fd} {error}\n" for f, error in results).encode()
+        for line in said.decode().splitlines():
             fd, error = map(int, line.split())
             self._by_fd[fd].thaw_error = error
             if error in (0, errno.EINVAL):
                 self._by_fd[fd].thawed_at = time.monotonic()
+        if self._commands >= 0:  # a guard that was only stopped goes on, and ends
+            os.close(self._commands)
+            self._commands = -1
+            with contextlib.suppress(OSError):
+                os.kill(self._pid, signal.SIGCONT)
 
     # --- the end ---
 
@@ -302,6 +308,7 @@ class Freezer:
         unless something may still be frozen."""
         if self._commands >= 0:
             os.close(self._commands)
+            self._commands = -1
             self._await("done", ANSWER)
         for fd in (self._answers, self._stderr):
             if fd >= 0:
@@ -335,7 +342,7 @@ class Freezer:
                 self.hear()
 
     def _patience(self) -> float:
-        return ANSWER + STEP_PATIENCE * len({f.step for f in self.filesystems})
+        return ANSWER + STEP_PATIENCE * (1 + len({f.step for f in self.filesystems}))
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):

@@ -99,7 +99,7 @@ class Filesystem:
         self.peers: list[Filesystem] = []  # those that got the same order at the same time
         self.orders: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.given = self.done = 0  # the main thread writes the one, this thread the other
-        self.frozen = self.failed = self.unthawed = False
+        self.frozen = self.failed = self.unthawed = self.too_late = False
         self.thread = threading.Thread(target=self.obey)
 
     def settled(self) -> bool:
@@ -112,7 +112,8 @@ class Filesystem:
             if word == "presync":
                 libc.syncfs(self.fd)
             elif word == "freeze":
-                self.freeze()
+                if not self.too_late:  # it may have waited long behind a presync
+                    self.freeze()
             elif self.frozen:
                 self.thaw()
             self.done += 1
@@ -122,6 +123,7 @@ class Filesystem:
                 return
 
     def freeze(self) -> None:
+        hurry()
         event, error = "synced", errno.EOPNOTSUPP
         if self.action == "freeze":
             error = self.ioctl(FIFREEZE)
@@ -144,6 +146,12 @@ class Filesystem:
         except OSError as e:
             return e.errno or errno.EIO
         return 0
+
+
+def hurry() -> None:
+    """From the freeze on this thread goes before all others, since all others wait for the thaw."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
 
 def settled(filesystems: list[Filesystem]) -> bool:
@@ -248,8 +256,13 @@ class Guard:
         say("presynced", value=rounds)
 
     def freeze(self, deadline: float) -> str:
+        hurry()
         with expedited_rcu():
             for step in self.steps:
+                for fd, _ in self.poll.poll(0):  # has the engine died since the last step?
+                    self.hear(fd)
+                if self.demand:
+                    return self.demand
                 for filesystem in step:
                     if filesystem.action == "freeze":
                         say("freezing", filesystem.fd)
@@ -267,6 +280,8 @@ class Guard:
 
     def thaw(self, cause: str) -> None:
         """Carriers first, since thawing a loop filesystem may write to the one below it."""
+        for filesystem in self.filesystems:
+            filesystem.too_late = True
         say("thawing", value=cause)
         for step in reversed(self.steps):
             order("thaw", step)
@@ -325,9 +340,6 @@ def stay_alive() -> int:
     libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("-1000")
-    # Before everybody who waits for a processor, since everybody waits for the thaw.
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     # What is mapped now is read in now; later mappings (thread stacks) are locked as they are
     # touched.
     failed = libc.mlockall(MCL_CURRENT) or libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)

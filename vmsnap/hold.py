@@ -17,8 +17,9 @@ def hold(
     waiter: Waiter,
     seconds: float,
     thaw: Callable[[], None],
-) -> bool:
-    """Wait until the command has ended. Return False if that took longer than `seconds`.
+) -> str:
+    """Wait until the command has ended. Return "expired" if that took longer than `seconds` with
+    nothing frozen, "interrupted" if a signal came before, else "".
 
     If filesystems are frozen the guard thaws them at its own deadline; if none are, the same time
     is watched here, since the applications are held all the same. After it the command has a
@@ -27,6 +28,7 @@ def hold(
     frozen = freezer is not None and freezer.holding
     expires = time.monotonic() + seconds
     stop_at: float | None = None
+    interrupted = False
     while command.ending is None:
         holding = freezer is not None and freezer.holding
         fds = [*command.fds(), *(freezer.fds() if freezer else ())]
@@ -37,7 +39,11 @@ def hold(
             freezer.hear()
             if freezer.holding and time.monotonic() >= freezer.deadline():
                 freezer.overdue()
+        if command.ending is not None:
+            break
         if waiter.interrupted:
+            # Also if it then ends well: what it did since the thaw is no snapshot of anything.
+            interrupted = True
             thaw()
             command.stop()
         elif stop_at is not None:
@@ -45,4 +51,6 @@ def hold(
                 command.stop()
         elif not (freezer and freezer.holding) if frozen else time.monotonic() >= expires:
             stop_at = time.monotonic() + AFTER_EXPIRY
-    return frozen or stop_at is None
+    if interrupted:
+        return "interrupted"
+    return "expired" if stop_at is not None and not frozen else ""

@@ -10,6 +10,8 @@ https://systemd.io/JOURNAL_NATIVE_PROTOCOL/
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import socket
 import struct
@@ -18,6 +20,8 @@ from enum import Enum, IntEnum
 
 SOCKET = "/run/systemd/journal/socket"
 SEND_BUFFER = 8 << 20
+SO_SNDBUFFORCE = 32  # asm-generic/socket.h: SO_SNDBUF without the limit, for root
+F_ADD_SEALS, ALL_SEALS = 1033, 0xF  # linux/fcntl.h
 
 
 class Priority(IntEnum):
@@ -99,11 +103,13 @@ class Journal:
         """A socket is opened anew after a fork, since the child closes what it did not open."""
         if self._pid == os.getpid():
             return self._socket is not None
+        if self._socket is not None:
+            self._socket.detach()  # closed already, and its number may be another's by now
         self._pid, self._socket = os.getpid(), None
         client = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         client.setblocking(False)
         with contextlib.suppress(OSError):
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            client.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
         try:
             client.connect(self._path)
         except OSError:
@@ -116,6 +122,22 @@ class Journal:
         assert self._socket is not None
         try:
             self._socket.send(data)
+        except OSError as e:
+            return e.errno == errno.EMSGSIZE and self._large(data)
+        return True
+
+    def _large(self, data: bytes) -> bool:
+        """What is too large for a datagram goes as a sealed memfd, which touches no filesystem."""
+        assert self._socket is not None
+        try:
+            fd = os.memfd_create("vmsnap-journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            try:
+                os.write(fd, data)
+                fcntl.fcntl(fd, F_ADD_SEALS, ALL_SEALS)
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))
+                self._socket.sendmsg([], [rights])
+            finally:
+                os.close(fd)
         except OSError:
             return False
         return True

@@ -81,7 +81,7 @@ def open_plan(plan: Plan, run: Path) -> tuple[list[Filesystem], list[Failure]]:
     def fail(kind: Kind, subject: str, message: str) -> None:
         failures.append(Failure(kind, "freeze", subject, message))
 
-    run_device = next(path for path in (run, *run.parents) if path.exists()).stat().st_dev
+    run_mount = mount_of(run)
     for entry in plan.acted_on:
         try:
             fd = open_filesystem(entry)
@@ -89,7 +89,7 @@ def open_plan(plan: Plan, run: Path) -> tuple[list[Filesystem], list[Failure]]:
             fail(Kind.MOUNT_OPEN_FAILED, entry.mount, f"{entry.mount}: {e}")
             continue
         pinned.append(Filesystem(entry, fd))
-        if os.fstat(fd).st_dev == run_device:
+        if run_mount in {mount.id for mount in entry.mounts}:
             message = (
                 f"{entry.mount}: found the run directory {run} on it, expected it on a tmpfs, "
                 "since vmsnap cannot write there while it is frozen"
@@ -126,6 +126,15 @@ def open_filesystem(entry: Entry) -> int:
         finally:
             os.close(pinned)
     raise MountOpenError(reason)
+
+
+def mount_of(path: Path) -> int:
+    """The mount id of a path, or of where it will be made."""
+    fd = os.open(next(p for p in (path, *path.parents) if p.exists()), os.O_PATH)
+    try:
+        return mount_id(fd)
+    finally:
+        os.close(fd)
 
 
 def mount_id(fd: int) -> int:

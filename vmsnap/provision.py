@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmsnap.files import write_atomically
+from vmsnap.files import make_private, write_atomically
 
 PRE = """\
 #!/bin/sh
@@ -72,18 +72,11 @@ def init(etc: Path, name: str) -> Written:
     ]
     try:
         for path, text, mode in contents:
-            make_directory(path.parent)
+            if not path.parent.exists():
+                make_private(path.parent)
             write_atomically(path, text.encode(), mode)
     except OSError:
         for path, _, _ in contents:
             path.unlink(missing_ok=True)
         raise
     return written
-
-
-def make_directory(path: Path) -> None:
-    """Make a directory and its parents for root alone, whatever the umask; keep existing ones."""
-    if not path.exists():
-        make_directory(path.parent)
-        path.mkdir()
-        path.chmod(0o700)

@@ -6,6 +6,7 @@ Everything remembered is told to the journal as well. What it all amounts to is 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -41,7 +42,8 @@ class Record:
         """A phase begins. Shown to a person who waits, so never while frozen."""
         self.phase = phase
         self.mark(phase)
-        self.show(phase)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            self.show(phase)
         self.tell(message, event)
 
     def mark(self, event: str, subject: str = "") -> None:

@@ -61,7 +61,11 @@ def plan_table(plan: Plan) -> str:
         kinds = ", ".join(f"{n} {fstype}" for fstype, n in sorted(hidden.items()))
         text = f"skipped as well, being on no disk: {kinds}"
         lines += ["", *textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
-    lines += [f"nothing is mounted at {printable(pattern)}" for pattern in plan.unmatched]
+    lines += [
+        f"{option} {printable(pattern)}: nothing is mounted there"
+        for option, patterns in (("--only", plan.unmatched), ("--exclude", plan.idle))
+        for pattern in patterns
+    ]
     return "\n".join(lines)
 
 

@@ -22,13 +22,16 @@ from pathlib import Path
 
 from vmsnap.config import App, Script
 from vmsnap.events import Waiter
+from vmsnap.files import make_private
 from vmsnap.journal import Event, Journal, Priority
-from vmsnap.process import Ending, Link, Supervisor, spawn, supervise
+from vmsnap.process import Ending, spawn
+from vmsnap.supervisor import Link, Supervisor, supervise
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TAIL_BYTES = 4096
 LINE_BYTES = 16384  # a line without an end is cut into pieces of this size
 SUPERVISOR_PATIENCE = 10.0  # seconds that a supervisor may take longer than its script and the kill
+ATTEMPTS_TOLD = 100  # a script that fails at once can be started a million times
 PREFIX = re.compile(rb"<([0-7])>")  # sd-daemon(3)
 
 
@@ -63,11 +66,12 @@ class AppScripts:
         self.app = app
         self.pre_started = False
         self._grace = grace
+        self._phase = ""
         self._began = 0.0
         self._attempts = 0
         self._lock = lock
         self._runner = Runner(app, session, run, grace, journal)
-        self._runner.directory.mkdir(mode=0o700, parents=True)
+        make_private(self._runner.directory)
         self._link = self._supervise()
 
     def _supervise(self) -> Link:
@@ -83,20 +87,22 @@ class AppScripts:
         self.pre_started = self.pre_started or phase == "pre"
         if not self._link.alive():  # the post-script runs even if the supervisor was killed
             self._link = self._supervise()
-        self._began, self._attempts = time.monotonic(), 0
+        self._phase, self._began, self._attempts = phase, time.monotonic(), 0
         self._link.send(run=phase, env=dict(env))
 
     def stop(self) -> None:
         self._link.send(stop=True)
 
-    def hear(self) -> ScriptRun | str:
-        """The script's result, or a line of what happened."""
+    def hear(self) -> ScriptRun | int | None:
+        """The script's result, or the number of the attempt that has begun."""
         message = self._link.hear()
         if message is None:
             return self.lost("its supervisor was killed")
+        if message.pop("phase") != self._phase:  # so late that nobody counted on it any more
+            return None
         if "attempt" in message:
             self._attempts = int(message["attempt"])
-            return f"attempt {self._attempts}"
+            return self._attempts
         return ScriptRun(**message)
 
     def lost(self, why: str) -> ScriptRun:
@@ -117,7 +123,7 @@ def run_scripts(
     phase: str,
     env: Mapping[str, str],
     waiter: Waiter,
-    tell: Callable[[AppScripts, str], None],
+    tell: Callable[[AppScripts, int], None],
     heed: bool,
 ) -> dict[str, ScriptRun]:
     """Run the scripts of one phase, all at once, and wait for all. By app's name.
@@ -139,7 +145,7 @@ def run_scripts(
             heard = running[fd].hear()
             if isinstance(heard, ScriptRun):
                 results[running.pop(fd).app.name] = heard
-            else:
+            elif heard is not None:
                 tell(running[fd], heard)
         for fd, scripts in list(running.items()):
             if time.monotonic() > scripts.deadline(phase):
@@ -169,10 +175,11 @@ class Runner:
         while (order := supervisor.order()) is not None:
             phase = str(order["run"])
             started.add(phase)
-            supervisor.say(**asdict(self.run_script(supervisor, phase, order["env"])))
-        if supervisor.alone and "pre" in started and "post" not in started and self.app.post:
+            run = self.run_script(supervisor, phase, order["env"])
+            supervisor.say(phase=phase, **asdict(run))
+        if "pre" in started and "post" not in started and self.app.post:
             self.journal.send(
-                f"The session was killed; running the post-script of {self.app.name}",
+                f"The session ended before its time; running the post-script of {self.app.name}",
                 Event.NOTE.value,
                 Priority.WARNING,
             )
@@ -190,7 +197,8 @@ class Runner:
         attempt = 0
         while True:
             attempt += 1
-            supervisor.say(attempt=attempt)
+            if attempt <= ATTEMPTS_TOLD:
+                supervisor.say(phase=phase, attempt=attempt)
             env = {
                 **self.environment,
                 **extra,
@@ -219,6 +227,7 @@ class Runner:
         deadline: float,
     ) -> tuple[Ending, str]:
         """Start the script once. Its output goes to the journal; the end of it is returned."""
+        before = supervisor.living()  # what a successful pre-script left running
         output = Output(self.journal, phase)
         read, write = os.pipe()
         os.set_blocking(read, False)
@@ -243,7 +252,7 @@ class Runner:
             # holds for the application with it.
             supervisor.discard.add(read)
         else:
-            supervisor.end_everything(self.grace)
+            supervisor.end_everything(self.grace, before, read, output.take)
             os.close(read)
         output.end()
         return ending, output.tail.decode("utf-8", "replace")

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,11 +24,12 @@ from vmsnap.config import App
 from vmsnap.consistency import Level, consistency
 from vmsnap.errors import SCRIPT, Failure, Kind, Severity
 from vmsnap.events import Waiter
-from vmsnap.files import write_atomically
+from vmsnap.files import make_private, write_atomically
 from vmsnap.flush import flush_gently
 from vmsnap.freezer import Freezer
 from vmsnap.hold import hold
 from vmsnap.journal import Event, Journal, Priority
+from vmsnap.process import in_child
 from vmsnap.record import Record
 from vmsnap.result import (
     LAST,
@@ -42,6 +44,8 @@ from vmsnap.result import (
 from vmsnap.scripts import AppScripts, ScriptRun, run_scripts
 from vmsnap.storage import count_disks, make_plan
 from vmsnap.thaw import ListUnreadable, thaw_listed
+
+KEEP_PATIENCE = 10.0  # seconds for the result to be written
 
 
 @dataclass(frozen=True)
@@ -82,22 +86,29 @@ class Session:
         self.command: snapshot.Command | None = None
         self.required = Level.CRASH
         self.interruption_told = False
+        self.temporary = options.run / "tmp"
+        self.may_freeze = True
         self.taken = False
         self.thawed = False
 
     def take(self) -> Result:
-        """Run the whole session and return its result. Never raises for what can go wrong in it."""
-        with ExitStack() as undo:
-            self.check()
-            if self.may_go_on():
-                undo.callback(self.finish_scripts)
-                undo.callback(self.post)
-                self.pre()
-            if self.may_go_on():
-                undo.callback(self.thaw)
-                self.freeze()
-            if self.may_go_on():
-                self.snapshot()
+        """Run the whole session and return its result."""
+        try:
+            with ExitStack() as undo:
+                self.check()
+                if self.may_go_on():
+                    undo.callback(self.clean_up)
+                    undo.callback(self.post)
+                    self.pre()
+                if self.may_go_on():
+                    undo.callback(self.thaw)
+                    self.freeze()
+                if self.may_go_on():
+                    self.snapshot()
+        except Exception as e:  # a bug, or a machine at its end; everything is undone by now
+            self.journal.send(traceback.format_exc(), Event.NOTE.value, Priority.ERROR)
+            message = f"found an error that nobody expected: {type(e).__name__}: {e}"
+            self.record.fail(Failure(Kind.SNAPSHOT_FAILED, self.record.phase, "", message))
         return self.report()
 
     # --- the level -----------------------------------------------------------------------------
@@ -158,14 +169,20 @@ class Session:
     def recover(self) -> None:
         """Clean up after a session that was killed together with its guard. We hold the lock, so
         nobody else is about to."""
+        left = ""
         try:
-            thaw_listed(self.options.run, self.record.note)
-            self.record.note("an earlier session was killed; what it had frozen is thawed")
+            if not thaw_listed(self.options.run, self.record.note):
+                left = "what an earlier session had frozen cannot all be thawed"
         except FileNotFoundError:
             pass
         except ListUnreadable as e:
-            self.record.note(str(e))
+            left = str(e)
+        if left:
+            self.record.fail(Failure(Kind.THAW_FAILED, "check", "", left))
+            self.may_freeze = False  # the list of what is still frozen must not be lost
         shutil.rmtree(self.options.run / "scripts", ignore_errors=True)
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        make_private(self.temporary)
 
     def pre(self) -> None:
         self.record.enter("pre", "Running pre-scripts")
@@ -177,18 +194,20 @@ class Session:
                 )
             except OSError as e:
                 kinds = SCRIPT["pre" if app.pre else "post"]
-                message = f"cannot make its directory below {self.options.run}: {e.strerror}"
+                message = f"cannot prepare to run its scripts: {e.filename or ''}: {e.strerror}"
                 self.record.fail(Failure(kinds.failed, "pre", app.name, message))
         self.run_scripts([s for s in self.scripts if s.app.pre], {})
 
     def freeze(self) -> None:
-        if not self.options.fsfreeze or not self.freezing:
+        if not (self.options.fsfreeze and self.freezing and self.may_freeze):
             return
         self.record.enter("presync", "Writing out what is dirty")
         settings = self.found.settings
         plan = make_plan(
             self.options.only or settings.only, (*self.options.exclude, *settings.exclude)
         )
+        for pattern in plan.idle:
+            self.record.note(f"{pattern}: nothing is mounted there to be excluded")
         self.freezer = freezer = Freezer(
             self.options.run, self.id, settings.freeze_timeout, self.hold_seconds, self.waiter
         )
@@ -213,32 +232,38 @@ class Session:
 
     def snapshot(self) -> None:
         """Run the command, and thaw as soon as it has ended."""
-        command, name = self.command, self.options.command[0]
+        command = self.command
         assert command
         self.record.mark("snapshot")
         self.record.phase = "snapshot"
-        command.start(snapshot.environment(self.id, self.level.word, self.options.run))
-        in_time = hold(command, self.freezer, self.waiter, self.hold_seconds, self.thaw)
+        env = {
+            "VMSNAP_SESSION": self.id,
+            "VMSNAP_CONSISTENCY": self.level.word,
+            "TMPDIR": str(self.temporary),  # /tmp may be frozen
+        }
+        command.start(self.hold_seconds, env)
+        ended = hold(command, self.freezer, self.waiter, self.hold_seconds, self.thaw)
         self.record.mark("snapshot-ended")
         self.thaw()
         command.collect()
-        if not in_time:
-            message = f"found the snapshot still being taken after {self.hold_seconds:g} s"
-            self.record.fail(Failure(Kind.HOLD_EXPIRED, "snapshot", "", message))
         assert command.ending
         self.taken = command.ending.ok
-        if not command.ending.ok:
-            words = f"{name} {command.ending.words}"
-            if self.waiter.interrupted:
-                words += f": the session was interrupted by {self.waiter.interrupted}"
-            self.record.fail(Failure(Kind.SNAPSHOT_FAILED, "snapshot", name, words))
+        if ended == "expired":
+            message = f"found the snapshot still being taken after {self.hold_seconds:g} s"
+            self.record.fail(Failure(Kind.HOLD_EXPIRED, "snapshot", "", message))
+        if ended == "interrupted":
+            self.may_go_on()
+        elif not command.ending.ok:
+            self.snapshot_failed(command.ending.words)
         elif command.lost:
-            message = (
-                f"{name} wrote {command.lost} bytes more than the "
-                f"{snapshot.OUTPUT_BYTES >> 20} MiB that are kept in memory while frozen, so its "
-                "output is not whole"
+            self.snapshot_failed(
+                f"wrote {command.lost} bytes more than the {snapshot.OUTPUT_BYTES >> 20} MiB that "
+                "are kept in memory while frozen, so its output is not whole"
             )
-            self.record.fail(Failure(Kind.SNAPSHOT_FAILED, "snapshot", name, message))
+
+    def snapshot_failed(self, words: str) -> None:
+        name = self.options.command[0]
+        self.record.fail(Failure(Kind.SNAPSHOT_FAILED, "snapshot", name, f"{name} {words}"))
 
     def thaw(self) -> None:
         if self.thawed:
@@ -254,7 +279,6 @@ class Session:
         finally:
             self.freezer.close()
             self.journal.release()
-        self.record.show("thaw")
         count = sum(1 for f in self.freezer.filesystems if f.thawed_at is not None)
         self.record.tell(f"Thawed {count} filesystems", Event.THAWED)
 
@@ -266,7 +290,7 @@ class Session:
             wanted, {"VMSNAP_OUTCOME": outcome, "VMSNAP_CONSISTENCY": self.reached.word}
         )
 
-    def finish_scripts(self) -> None:
+    def clean_up(self) -> None:
         for scripts in self.scripts:
             scripts.finish(self.waiter)
 
@@ -274,13 +298,10 @@ class Session:
         self.record.enter("report", "Reporting")
         if self.command:
             self.command.finish(self.waiter)
+        shutil.rmtree(self.temporary, ignore_errors=True)
         result = self.result()
         document = json.dumps(result.to_json())
-        try:
-            self.options.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(self.options.state / LAST, document.encode() + b"\n", 0o600)
-        except OSError as e:
-            self.record.note(f"cannot write the result to {self.options.state}: {e.strerror}")
+        self.keep(document)
         self.journal.send(
             f"Session {self.id} ended: {result.outcome}, {result.consistency} consistency",
             Event.ENDED.value,
@@ -291,13 +312,30 @@ class Session:
         )
         return result
 
+    def keep(self, document: str) -> None:
+        """Write the result to the state directory. It may lie on a filesystem that would not thaw,
+        or that somebody else has frozen, so this is done in a child."""
+        state = self.options.state
+
+        def write(told: int) -> None:
+            try:
+                state.mkdir(mode=0o700, parents=True, exist_ok=True)
+                write_atomically(state / LAST, document.encode() + b"\n", 0o600)
+            except OSError as e:
+                os.write(told, (e.strerror or str(e)).encode())
+
+        error = in_child(write, "vmsnap-result", {self.lock}, self.waiter, KEEP_PATIENCE)
+        if error is None or error:
+            reason = "it takes too long" if error is None else error.decode()
+            self.record.note(f"cannot write the result to {state}: {reason}")
+
     # --- scripts -------------------------------------------------------------------------------
 
     def run_scripts(self, wanted: list[AppScripts], env: dict[str, str]) -> None:
         phase = self.record.phase
 
-        def tell(scripts: AppScripts, what: str) -> None:
-            self.record.mark(f"{phase}-{what}", scripts.app.name)
+        def tell(scripts: AppScripts, attempt: int) -> None:
+            self.record.mark(f"{phase}-attempt {attempt}", scripts.app.name)
 
         runs = run_scripts(wanted, phase, env, self.waiter, tell, heed=phase == "pre")
         for name, run in runs.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vmsnap.events import Waiter
-from vmsnap.process import PIPE_READS, READ_BYTES, Ending, Link, Supervisor, spawn, supervise
+from vmsnap.process import PIPE_READS, READ_BYTES, Ending, spawn
+from vmsnap.supervisor import Link, Supervisor, supervise
 
 OUTPUT_BYTES = 64 << 20
 AFTER_EXPIRY = 10.0  # seconds that the command may go on after the hold has expired
-SUPERVISOR_PATIENCE = 20.0
+SUPERVISOR_PATIENCE = 10.0  # seconds for a supervisor to say how the command ended
+HOLD_PATIENCE = 5.0  # seconds after which a hold that expired must have ended
 
 
 class Stream:
@@ -54,6 +57,7 @@ class Command:
 
     def __init__(self, path: str, argv: Sequence[str], run: Path, grace: float, lock: int) -> None:
         self.argv = argv
+        self._grace = grace
         self.ending: Ending | None = None
         self.seconds = 0.0
         self.streams = (Stream(), Stream())
@@ -65,29 +69,31 @@ class Command:
             order = supervisor.order()
             if order is None:
                 return
-            env = order["env"]
+            supervisor.watch_hold(order["hold"] + HOLD_PATIENCE)
+            environment = {**os.environ, **order["env"]}
 
             def start() -> int:
                 try:
                     words = [path, *argv[1:]]
-                    return spawn(words, env, stdin=0, stdout=writers[0], stderr=writers[1])
+                    return spawn(words, environment, stdin=0, stdout=writers[0], stderr=writers[1])
                 finally:
                     for fd in writers:
                         os.close(fd)
 
             ending = supervisor.run(start, None)
+            supervisor.say(**asdict(ending))  # at once: everything is frozen until this is heard
             if not ending.ok:
                 supervisor.end_everything(grace)
-            supervisor.say(**asdict(ending))
             supervisor.order()
 
         self._link: Link = supervise(serve, "vmsnap-command", run, keep=[lock, *writers])
         for fd in writers:
             os.close(fd)
 
-    def start(self, env: Mapping[str, str]) -> None:
+    def start(self, hold: float, env: Mapping[str, str]) -> None:
+        """`env` is added to the environment of this process."""
         self._began = time.monotonic()
-        self._link.send(env=dict(env))
+        self._link.send(hold=hold, env=dict(env))
 
     def stop(self) -> None:
         """Ask for its end, once."""
@@ -136,25 +142,19 @@ class Command:
                     write_all(fd, chunk)
 
     def finish(self, waiter: Waiter) -> None:
-        self._link.finish(waiter, 2.0)
+        self._link.finish(waiter, self._grace + SUPERVISOR_PATIENCE)
 
 
 def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:  # somebody gave us a non-blocking pipe
+            select.select([], [fd], [])
 
 
 def find(command: str) -> str | None:
     """Where the command is, as a shell would find it."""
     found = shutil.which(command)
     return None if found is None else str(Path(found).absolute())
-
-
-def environment(session: str, consistency: str, directory: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "VMSNAP_SESSION": session,
-        "VMSNAP_CONSISTENCY": consistency,
-        "TMPDIR": str(directory),  # /tmp may be frozen
-    }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -29,7 +29,7 @@ SYNC_ONLY = {
 }
 # On block devices, though the kernel gives their superblocks an anonymous device number.
 ANONYMOUS = {"btrfs", "bcachefs"}
-NO_DISK = ("loop", "ram", "zram", "sr", "fd", "dm-", "mtdblock")
+NO_DISK = ("loop", "ram", "zram", "sr", "fd", "dm-", "md", "bcache", "drbd", "mtdblock")
 
 
 class Action(Enum):
@@ -74,10 +74,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every superblock. `unmatched` are patterns of --only that name a mount point that is none."""
+    """Every superblock. `unmatched` are plain names in --only at which nothing is mounted,
+    `idle` the same in --exclude."""
 
     entries: tuple[Entry, ...]
     unmatched: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
 
     @property
     def acted_on(self) -> list[Entry]:
@@ -105,8 +107,11 @@ def make_plan(
         for device, mounts in superblocks.items()
     )
     points = {mount.point for mounts in superblocks.values() for mount in mounts}
-    unmatched = tuple(p for p in only if not any(c in p for c in "*?[") and p not in points)
-    return Plan(entries, unmatched)
+    return Plan(entries, *(not_mounted(patterns, points) for patterns in (only, exclude)))
+
+
+def not_mounted(patterns: Iterable[str], points: Collection[str]) -> tuple[str, ...]:
+    return tuple(p for p in patterns if not any(c in p for c in "*?[") and p not in points)
 
 
 def trimmed(pattern: str) -> str:
@@ -162,7 +167,7 @@ def steps_of(
     carried: dict[str, set[str]] = {}
     for device, mounts in superblocks.items():
         if not by_nature(mounts[0])[1].startswith("virtual"):
-            for carrier in carriers(mounts[0], by_point, superblocks, sys):
+            for carrier in carriers(mounts[0], by_point, sys):
                 if carrier != device:
                     carried.setdefault(carrier, set()).add(device)
     heights: dict[str, int] = {}
@@ -176,23 +181,22 @@ def steps_of(
     acted_on = [device for device, (action, _) in decisions.items() if action is not Action.SKIP]
     ranks = {h: rank for rank, h in enumerate(sorted({height(d) for d in acted_on}), start=1)}
     steps = {device: ranks[height(device)] for device in acted_on}
-    if by_point.get("/") in steps:
-        steps[by_point["/"]] = max(steps.values())
+    root = by_point.get("/", "")
+    if root in steps and not any(root in of_carrier for of_carrier in carried.values()):
+        steps[root] = max(steps.values())
     return steps
 
 
-def carriers(
-    mount: Mount, by_point: dict[str, str], known: Iterable[str], sys: Path
-) -> Iterator[str]:
+def carriers(mount: Mount, by_point: dict[str, str], sys: Path) -> Iterator[str]:
     """The superblocks that hold files in which this one lies."""
     if mount.fstype == "overlay":
         for option in mount.options.split(","):
             key, _, value = option.partition("=")
             if key == "upperdir":
-                yield from filter(None, [superblock_of(value, by_point, known)])
+                yield from filter(None, [superblock_of(value, by_point)])
     for device in block_devices(mount, sys):
         for backing in backing_files(device, sys):
-            yield from filter(None, [superblock_of(backing, by_point, known)])
+            yield from filter(None, [superblock_of(backing, by_point)])
 
 
 def block_devices(mount: Mount, sys: Path) -> list[str]:
@@ -232,12 +236,9 @@ def backing_files(device: str, sys: Path) -> Iterator[str]:
             yield from backing_files(text(slave / "dev"), sys)
 
 
-def superblock_of(path: str, by_point: dict[str, str], known: Iterable[str]) -> str | None:
-    """The superblock on which a file lies: by asking for it, else by the mount point above it."""
-    with contextlib.suppress(OSError):
-        number = Path(path).stat().st_dev
-        if f"{os.major(number)}:{os.minor(number)}" in known:
-            return f"{os.major(number)}:{os.minor(number)}"
+def superblock_of(path: str, by_point: dict[str, str]) -> str | None:
+    """The superblock on which a file lies, by the mount point above it. The file itself is not
+    asked: it may lie on a server that does not answer."""
     pure = PurePosixPath(path)
     return next((by_point[str(p)] for p in (pure, *pure.parents) if str(p) in by_point), None)
 
@@ -254,5 +255,8 @@ def count_disks(sys: Path = Path("/sys")) -> int:
     return sum(
         1
         for disk in (sys / "block").iterdir()
-        if not disk.name.startswith(NO_DISK) and text(disk / "size") not in ("", "0")
+        if not disk.name.startswith(NO_DISK)
+        and text(disk / "size") not in ("", "0")
+        and text(disk / "hidden") != "1"  # the paths of a multipath NVMe
+        and not (disk.name.startswith("mmcblk") and "boot" in disk.name)
     )

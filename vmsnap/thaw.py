@@ -9,13 +9,13 @@ import errno
 import fcntl
 import json
 import os
+import select
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
-
-from vmsnap.pin import same_device
 
 FITHAW = 0xC0045878  # linux/fs.h: _IOWR('X', 120, int)
 RCU_EXPEDITED = Path("/sys/kernel/rcu_expedited")
@@ -31,7 +31,17 @@ class Call:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.error: int | None = None
-        self.thread = threading.Thread(target=self._thaw, daemon=True)
+        self._thread = threading.Thread(target=self._thaw, daemon=True)
+
+    def start(self) -> None:
+        try:
+            self._thread.start()
+        except RuntimeError:  # no more threads or memory, which is when things get killed
+            self._thaw()
+
+    def wait(self, deadline: float) -> None:
+        if self.error is None:
+            self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def _thaw(self) -> None:
         try:
@@ -48,9 +58,9 @@ def thaw_all(filesystems: Iterable[tuple[int, int, What]]) -> list[tuple[What, i
         deadline = time.monotonic() + STEP_PATIENCE
         of_step = [call for step, call, _ in calls if step == current]
         for call in of_step:
-            call.thread.start()
+            call.start()
         for call in of_step:
-            call.thread.join(max(0.0, deadline - time.monotonic()))
+            call.wait(deadline)
     return [(what, errno.ETIMEDOUT if c.error is None else c.error) for _, c, what in calls]
 
 
@@ -76,10 +86,10 @@ def read_list(path: Path) -> dict[str, Any]:
     try:
         listed: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for item in listed["filesystems"]:
-            if not (isinstance(item["mount"], str) and isinstance(item["device"], str)):
+            if not (isinstance(item["mount"], str) and isinstance(item["st_dev"], int)):
                 raise TypeError(f"found {item!r}")
             int(item["step"])
-        str(listed["rcu_expedited"])
+        int(listed["guard"]), str(listed["rcu_expedited"])
     except (ValueError, KeyError, TypeError) as e:
         raise ListUnreadable(
             f"{path}: found no list of frozen filesystems that can be read ({e}); thaw each mount "
@@ -88,12 +98,11 @@ def read_list(path: Path) -> dict[str, Any]:
     return listed
 
 
-def thaw_listed(run: Path, tell: Callable[[str], None]) -> bool:
-    """Thaw what the list in the run directory says may be frozen, and forget the list.
+def thaw_listed(run: Path, tell: Callable[[str], None], forget: bool = True) -> bool:
+    """Thaw what the list in the run directory says may be frozen.
 
-    For when engine and guard were both killed; a guard that lives is a hindrance to nobody. False,
-    and the list is kept, if anything may stay frozen. Raises FileNotFoundError and
-    ListUnreadable.
+    If all of it is thawed, `forget` the list, which is right unless the session it belongs to is
+    still alive. False if anything may stay frozen. Raises FileNotFoundError and ListUnreadable.
     """
     path = run / FROZEN_LIST
     good = True
@@ -107,18 +116,46 @@ def thaw_listed(run: Path, tell: Callable[[str], None]) -> bool:
             tell(f"{mount}: {e.strerror}")
             good = False
             continue
-        if same_device(os.fstat(fd), item["device"]):
+        if os.fstat(fd).st_dev == item["st_dev"]:
             opened.append((item["step"], fd, mount))
         else:
             tell(f"{mount}: something else is mounted there now; left alone")
             good = False
+            os.close(fd)
     for mount, error in thaw_all(opened):
         if error == errno.EINVAL:
             tell(f"{mount}: was not frozen")
         else:
             tell(f"{mount}: {os.strerror(error) if error else 'thawed'}")
             good = good and not error
+    for _, fd, _ in opened:
+        os.close(fd)
     restore_rcu(listed["rcu_expedited"])
-    if good:
+    if good and forget:
         path.unlink(missing_ok=True)
     return good
+
+
+def thaw_after_death(run: Path) -> None:
+    """For a process that outlived the engine. The guard thaws then, so wait for its end; only if
+    the list is still there after that, thaw in its place. A guard that lives is left alone: it may
+    be inside a FIFREEZE, and it knows better than the list what it has frozen."""
+    with contextlib.suppress(OSError, ListUnreadable):
+        listed = read_list(run / FROZEN_LIST)
+        if has_ended(int(listed["guard"])):
+            thaw_listed(run, lambda _: None)
+
+
+def has_ended(guard: int) -> bool:
+    """Wake the guard should it be stopped, and give it time to end."""
+    try:
+        process = os.pidfd_open(guard)
+    except ProcessLookupError:
+        return True
+    try:
+        if b"guard.py" not in Path(f"/proc/{guard}/cmdline").read_bytes():
+            return True  # dead, and perhaps another process has its number
+        os.kill(guard, signal.SIGCONT)
+        return bool(select.select([process], [], [], STEP_PATIENCE)[0])
+    finally:
+        os.close(process)

@@ -60,7 +60,7 @@ def open_trusted(path: str | Path, forbidden: int = 0o177) -> int:
     OSError as open(2) does.
     """
     names = [name for name in reversed(os.fspath(path).split("/")) if name not in ("", ".")]
-    if not os.fspath(path).startswith("/") or not names:
+    if not os.fspath(path).startswith("/") or not names or os.fspath(path).endswith("/"):
         raise Unreadable(f"{path}: found a path that names no file, expected an absolute path")
     if "\0" in os.fspath(path):
         raise Unreadable(f"{str(path)!r}: found a NUL byte in the path")
