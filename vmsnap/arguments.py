@@ -26,8 +26,9 @@ exit codes: 0 succeeded, 1 failed, 2 usage, 75 another session is in progress, 7
 """
 RUN_EXAMPLES = """\
 examples:
-  vmsnap run -- lvcreate --snapshot --name backup --size 5G vg/data
+  vmsnap run -- /usr/local/sbin/take-snapshot
   vmsnap run --hold 20 --require application -- ./cloud-snapshot
+  vmsnap run --no-fsfreeze -- lvcreate --snapshot --name backup --size 5G vg/data   (LVM freezes)
   vmsnap run --only /srv --only /var/lib/postgresql -- ./take-snapshot
   vmsnap run --json -- ./take-snapshot 2>/dev/null | jq .consistency
 

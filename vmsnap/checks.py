@@ -201,7 +201,7 @@ def inspect_script(
 
     script = replace(script, budget=min(script.budget, cap))
     try:
-        fd = open_trusted(script.path, 0o077)
+        fd = open_trusted(script.path, 0o7077)
     except Untrusted as e:
         error(kinds.untrusted, str(e))
         return script
@@ -257,7 +257,7 @@ def directory(found: Inspection, kind: Kind, path: Path, suffix: str) -> Iterato
             yield path / name
 
 
-def read(found: Inspection, kind: Kind, path: Path, forbidden: int = 0o177) -> str | None:
+def read(found: Inspection, kind: Kind, path: Path, forbidden: int = 0o7177) -> str | None:
     """The text of a file; None if there is none, or if a problem has been noted."""
     if not os.path.lexists(path):
         return None

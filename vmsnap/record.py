@@ -42,9 +42,12 @@ class Record:
         """A phase begins. Shown to a person who waits, so never while frozen."""
         self.phase = phase
         self.mark(phase)
+        self.show_phase(phase)
+        self.tell(message, event)
+
+    def show_phase(self, phase: str) -> None:
         with contextlib.suppress(OSError):  # the terminal may be gone
             self.show(phase)
-        self.tell(message, event)
 
     def mark(self, event: str, subject: str = "") -> None:
         self.timeline.append((time.monotonic(), event, subject))

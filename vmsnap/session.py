@@ -279,6 +279,7 @@ class Session:
         finally:
             self.freezer.close()
             self.journal.release()
+        self.record.show_phase("thaw")
         count = sum(1 for f in self.freezer.filesystems if f.thawed_at is not None)
         self.record.tell(f"Thawed {count} filesystems", Event.THAWED)
 

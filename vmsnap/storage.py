@@ -132,7 +132,9 @@ def decide(
 
 
 def matches(mounts: Iterable[Mount], patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(mount.point, p) for p in patterns for mount in mounts)
+    return any(
+        mount.point == p or fnmatchcase(mount.point, p) for p in patterns for mount in mounts
+    )
 
 
 def by_nature(mount: Mount) -> tuple[Action, str]:

@@ -90,7 +90,7 @@ def read_list(path: Path) -> dict[str, Any]:
                 raise TypeError(f"found {item!r}")
             int(item["step"])
         int(listed["guard"]), str(listed["rcu_expedited"])
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise ListUnreadable(
             f"{path}: found no list of frozen filesystems that can be read ({e}); thaw each mount "
             "point with `fsfreeze --unfreeze`, then remove the file"

@@ -51,7 +51,7 @@ def check_mode(status: os.stat_result, step: str, forbidden: int) -> None:
         raise Untrusted(step, f"mode {mode:04o}", f"mode {mode & ~forbidden:04o} or stricter")
 
 
-def open_trusted(path: str | Path, forbidden: int = 0o177) -> int:
+def open_trusted(path: str | Path, forbidden: int = 0o7177) -> int:
     """Open a regular file for reading and return its descriptor.
 
     The file and every directory and symbolic link on the way must belong to root; no directory may
@@ -136,7 +136,7 @@ def kind_of(mode: int) -> str:
     return "no regular file"
 
 
-def read_text(path: str | Path, forbidden: int = 0o177) -> str:
+def read_text(path: str | Path, forbidden: int = 0o7177) -> str:
     """Read a trusted text file of at most 1 MiB. Raises as open_trusted, and Unreadable for content
     that is not UTF-8 text."""
     fd = open_trusted(path, forbidden)

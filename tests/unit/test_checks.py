@@ -245,7 +245,9 @@ def test_a_script_that_is_not_there_is_not_found(
 
 @each_phase
 @pytest.mark.parametrize(
-    "path", ["/\ud800", "/" + "x" * 300, "/" + "x/" * 3000, "/proc/self/mem/x"]
+    "path",
+    ["/\ud800", "/" + "x" * 300, "/" + "x/" * 3000, "/proc/self/mem/x"],
+    ids=["half a surrogate pair", "long name", "long path", "below a file"],
 )
 def test_a_path_that_can_name_no_script_is_not_found(
     etc: Etc, phase: str, missing: Kind, untrusted: Kind, path: str

@@ -89,29 +89,29 @@ def test_require_raises_and_never_lowers(monkeypatch: pytest.MonkeyPatch, wish: 
 
 
 def test_a_session_without_apps_starts_at_filesystem_and_one_with_apps_at_application() -> None:
-    assert session().level is Level.FILESYSTEM
-    assert session(app()).level is Level.APPLICATION
+    assert session().level.word == "filesystem"
+    assert session(app()).level.word == "application"
 
 
 def test_an_app_whose_file_cannot_be_read_still_counts_as_meant() -> None:
     broken = session()
     broken.found.error(Kind.INCORRECT_JSON_CONFIG_FILE, "/etc/vmsnap/apps.d/a.json", "broken")
     fail(broken, Kind.INCORRECT_JSON_CONFIG_FILE)
-    assert broken.level is Level.FILESYSTEM
+    assert broken.level.word == "filesystem"
 
 
 def test_one_app_that_disables_freezing_disables_it_for_the_session() -> None:
     unfrozen = session(app("a"), app("b", freeze=False))
     assert not unfrozen.freezing
-    assert unfrozen.level is Level.APPLICATION
+    assert unfrozen.level.word == "application"
     fail(unfrozen, Kind.PRE_SCRIPT_EXECUTION_FAILED)
-    assert unfrozen.level is Level.CRASH
+    assert unfrozen.level.word == "crash"
 
 
 def test_when_the_platform_freezes_the_table_reads_as_if_we_had() -> None:
     platform = session(app(), fsfreeze=False)
     fail(platform, Kind.PRE_SCRIPT_TIMEOUT)
-    assert platform.level is Level.FILESYSTEM
+    assert platform.level.word == "filesystem"
 
 
 # --- whether there is a snapshot, and whether it is a success ------------------------------------

@@ -203,7 +203,7 @@ def test_a_path_that_names_no_file_is_refused(path: str) -> None:
 
 
 def test_a_path_with_a_nul_byte_is_refused() -> None:
-    with pytest.raises(Unreadable, match="no file can have"):
+    with pytest.raises(Unreadable, match="NUL|no file can have"):
         open_trusted("/etc/host\0name")
 
 
@@ -243,8 +243,9 @@ def test_a_file_of_one_byte_more_is_refused(file: Path) -> None:
         read_text(content(file, b"x" * (MAX_BYTES + 1)))
 
 
-def test_a_sparse_gigabyte_is_refused_without_being_read(file: Path) -> None:
-    os.truncate(file, 1 << 30)
+@pytest.mark.parametrize("size", [1 << 30, 1 << 42])
+def test_a_file_larger_than_the_memory_is_refused_without_being_read(file: Path, size: int) -> None:
+    os.truncate(file, size)
     with pytest.raises(Unreadable, match="1 MiB"):
         read_text(file)
 
