@@ -17,7 +17,6 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from vmsnap.errors import Failure, Kind
@@ -28,6 +27,7 @@ from vmsnap.process import in_child, spawn
 from vmsnap.result import FilesystemResult
 from vmsnap.storage import Action, Plan
 from vmsnap.thaw import FROZEN_LIST, STEP_PATIENCE, rcu_expedited, restore_rcu, thaw_all
+from vmsnap.verdict import freeze_failures, guard_failures, thaw_failures
 
 F_SETPIPE_SZ = 1031  # linux/fcntl.h
 PIPE_BYTES = 1 << 20
@@ -35,10 +35,6 @@ ANSWER = 2.0  # seconds within which a guard that lives answers
 START = 15.0  # seconds for the guard to start
 
 GUARD = Path(__file__).with_name("guard.py")
-CAUSES = {
-    "signal": "the guard was told to end by a signal, and thawed",
-    "broken": "the guard failed, and thawed",
-}
 
 
 class Freezer:
@@ -101,7 +97,7 @@ class Freezer:
             os.close(guard_in)
             os.close(guard_out)
         self._await("ready", START)
-        return self._loss()
+        return list(guard_failures("", self.lost, self._hold))
 
     def _write_list(self) -> list[Failure]:
         """Write down what may be frozen, for those who come after us."""
@@ -119,7 +115,7 @@ class Freezer:
             write_atomically(self._run / FROZEN_LIST, json.dumps(listed).encode(), 0o600)
         except OSError as e:
             message = f"cannot write the list of what may be frozen into {self._run}: {e.strerror}"
-            return [self._failure(Kind.FREEZE_FAILED, str(self._run), message)]
+            return [Failure(Kind.FREEZE_FAILED, "freeze", str(self._run), message)]
         return []
 
     # --- the freeze ---
@@ -141,30 +137,13 @@ class Freezer:
             failures = self.thaw()
         else:
             self._await("done", self._patience())
-            failures = [*self._freeze_failures(), *self._thaw_failures(), *self._loss()]
+            failures = [
+                *freeze_failures(self.filesystems, self.cause, self._timeout),
+                *self._what_went_wrong(),
+            ]
         if not failures:
             reason = f"the guard gave up: {self.cause or 'it was interrupted'}"
-            failures = [self._failure(Kind.FREEZE_FAILED, "", reason)]
-        return failures
-
-    def _freeze_failures(self) -> list[Failure]:
-        failures = []
-        for f in self.filesystems:
-            if f.error == errno.EBUSY:
-                message = "somebody else has frozen it (Device or resource busy)"
-                failures.append(self._failure(Kind.FREEZE_FAILED, f.entry.mount, message))
-            elif f.error:
-                failures.append(
-                    self._failure(Kind.FREEZE_FAILED, f.entry.mount, os.strerror(f.error))
-                )
-            elif f.maybe_frozen and f.frozen_at is None and self.cause == "timeout":
-                message = f"found it still not frozen after {self._timeout:g} s"
-                failures.append(self._failure(Kind.FREEZE_TIMEOUT, f.entry.mount, message))
-        if not failures and self.cause == "timeout":
-            message = f"found filesystems still being written out after {self._timeout:g} s"
-            failures.append(self._failure(Kind.FREEZE_TIMEOUT, "", message))
-        if self.cause in ("signal", "broken"):
-            failures.append(self._failure(Kind.GUARD_LOST, "guard", CAUSES[self.cause]))
+            failures = [Failure(Kind.FREEZE_FAILED, "freeze", "", reason)]
         return failures
 
     # --- the hold ---
@@ -231,27 +210,13 @@ class Freezer:
             self._command("thaw")
             self._await("thawing", ANSWER)
         self._await("done", self._patience())
-        failures = list(self._thaw_failures())
-        if self.cause == "expired":
-            message = f"found the snapshot still being taken after {self._hold:g} s"
-            failures.append(self._failure(Kind.HOLD_EXPIRED, "", message))
-        if self.cause in ("signal", "broken"):
-            failures.append(self._failure(Kind.GUARD_LOST, "guard", CAUSES[self.cause]))
-        return failures + self._loss()
+        return self._what_went_wrong()
 
-    def _thaw_failures(self) -> Iterable[Failure]:
-        for f in self.filesystems:
-            if f.frozen_at is None:
-                continue
-            if f.thaw_error == errno.EINVAL:
-                if self.lost:  # it may have thawed with its last breath
-                    continue
-                yield self._failure(
-                    Kind.THAWED_EARLY, f.entry.mount, "somebody else thawed it during the hold"
-                )
-            elif f.thaw_error or f.thawed_at is None:
-                reason = os.strerror(f.thaw_error) if f.thaw_error else "FITHAW did not return"
-                yield self._failure(Kind.THAW_FAILED, f.entry.mount, reason)
+    def _what_went_wrong(self) -> list[Failure]:
+        return [
+            *thaw_failures(self.filesystems, self.lost),
+            *guard_failures(self.cause, self.lost, self._hold),
+        ]
 
     def _lose(self, why: str) -> None:
         """The guard is not to be counted on any more: thaw with our own descriptors."""
@@ -350,12 +315,6 @@ class Freezer:
             if words:
                 return f": {words.splitlines()[-1]}"
         return ""
-
-    def _loss(self) -> list[Failure]:
-        return [self._failure(Kind.GUARD_LOST, "guard", self.lost)] if self.lost else []
-
-    def _failure(self, kind: Kind, subject: str, message: str) -> Failure:
-        return Failure(kind, "thaw" if self.held_at else "freeze", subject, message)
 
     @property
     def frozen_seconds(self) -> float:

@@ -12,7 +12,6 @@ import datetime
 import json
 import os
 import shutil
-import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,32 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnap import checks, snapshot
-from vmsnap.config import App
 from vmsnap.consistency import Level, consistency
 from vmsnap.errors import SCRIPT, Failure, Kind, Severity
 from vmsnap.events import Waiter
-from vmsnap.files import make_private, write_atomically
+from vmsnap.files import make_private
 from vmsnap.flush import flush_gently
 from vmsnap.freezer import Freezer
 from vmsnap.hold import hold
 from vmsnap.journal import Event, Journal, Priority
-from vmsnap.process import in_child
+from vmsnap.outcome import keep, result_of
 from vmsnap.record import Record
-from vmsnap.result import (
-    LAST,
-    AppResult,
-    Result,
-    ScriptResult,
-    SnapshotResult,
-    TimelineEvent,
-    error_result,
-    new_session_id,
-)
+from vmsnap.result import Result, new_session_id
 from vmsnap.scripts import AppScripts, ScriptRun, run_scripts
 from vmsnap.storage import count_disks, make_plan
 from vmsnap.thaw import ListUnreadable, thaw_listed
-
-KEEP_PATIENCE = 10.0  # seconds for the result to be written
 
 
 @dataclass(frozen=True)
@@ -302,7 +289,9 @@ class Session:
         shutil.rmtree(self.temporary, ignore_errors=True)
         result = self.result()
         document = json.dumps(result.to_json())
-        self.keep(document)
+        error = keep(document, self.options.state, self.waiter, self.lock)
+        if error:
+            self.record.note(f"cannot write the result to {self.options.state}: {error}")
         self.journal.send(
             f"Session {self.id} ended: {result.outcome}, {result.consistency} consistency",
             Event.ENDED.value,
@@ -312,23 +301,6 @@ class Session:
             VMSNAP_RESULT=document,
         )
         return result
-
-    def keep(self, document: str) -> None:
-        """Write the result to the state directory. It may lie on a filesystem that would not thaw,
-        or that somebody else has frozen, so this is done in a child."""
-        state = self.options.state
-
-        def write(told: int) -> None:
-            try:
-                state.mkdir(mode=0o700, parents=True, exist_ok=True)
-                write_atomically(state / LAST, document.encode() + b"\n", 0o600)
-            except OSError as e:
-                os.write(told, (e.strerror or str(e)).encode())
-
-        error = in_child(write, "vmsnap-result", {self.lock}, self.waiter, KEEP_PATIENCE)
-        if error is None or error:
-            reason = "it takes too long" if error is None else error.decode()
-            self.record.note(f"cannot write the result to {state}: {reason}")
 
     # --- scripts -------------------------------------------------------------------------------
 
@@ -364,39 +336,14 @@ class Session:
         return self.taken and self.level >= self.required
 
     def result(self) -> Result:
-        def script(app: App, phase: str) -> ScriptResult | None:
-            run = self.runs.get((app.name, phase))
-            if run is None:
-                return None
-            return ScriptResult(
-                run.attempts, run.exit, run.signal, round(run.seconds, 6), run.timed_out
-            )
-
-        return Result(
-            session=self.id,
-            outcome="success" if self.succeeded else "failed",
-            consistency=self.reached.word,
-            required=self.required.word,
-            started=self.started.isoformat(timespec="milliseconds"),
-            seconds=round(time.monotonic() - self.record.began, 6),
-            frozen_seconds=round(self.freezer.frozen_seconds, 6) if self.freezer else 0.0,
-            errors=tuple(map(error_result, self.record.failures)),
-            apps=tuple(
-                AppResult(app.name, app.config, script(app, "pre"), script(app, "post"))
-                for app in self.found.apps
-            ),
-            filesystems=self.freezer.results() if self.freezer else (),
-            snapshot=self.snapshot_result(),
-            timeline=tuple(
-                TimelineEvent(round(at - self.record.began, 6), event, subject)
-                for at, event, subject in sorted(
-                    [*self.record.timeline, *(self.freezer.events() if self.freezer else ())]
-                )
-            ),
+        return result_of(
+            self.id,
+            self.started,
+            self.record,
+            self.reached,
+            self.required,
+            self.found.apps,
+            self.runs,
+            self.freezer,
+            self.command,
         )
-
-    def snapshot_result(self) -> SnapshotResult | None:
-        if self.command is None or self.command.ending is None:
-            return None
-        seconds = round(self.command.seconds, 6)
-        return SnapshotResult(self.options.command, self.command.ending.exit, seconds)
