@@ -185,6 +185,7 @@ class Guard:
             for step in sorted({f.step for f in filesystems})
         ]
         self.command = ""  # the engine's last word that is not "thaw"
+        self.held = False
         self.demand = ""  # why everything must be thawed, once anything says so
         self.poll = select.poll()
         self.poll.register(0, select.POLLIN)
@@ -275,6 +276,7 @@ class Guard:
         return ""
 
     def hold(self, seconds: float) -> str:
+        self.held = True
         say("held")
         return self.wait(lambda: False, time.monotonic() + seconds)
 
@@ -291,7 +293,9 @@ class Guard:
         for filesystem in self.filesystems:
             if filesystem.frozen and not filesystem.thread.is_alive():  # a bug killed it
                 filesystem.thaw()
-        if cause != "timeout":  # else what is still inside FIFREEZE may stay there for ever
+        # After a failure the snapshot is taken all the same, so nothing may be left to thaw. Else
+        # what is still inside FIFREEZE is waited for by nobody but us, after "done".
+        if self.held or cause == "failed":
             everything = functools.partial(settled, self.filesystems)
             self.wait(everything, time.monotonic() + THAW_PATIENCE, heed=False)
         self.forget()

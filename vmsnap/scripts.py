@@ -69,6 +69,8 @@ class AppScripts:
         self._phase = ""
         self._began = 0.0
         self._attempts = 0
+        self._env: dict[str, str] = {}
+        self._replaced = False
         self._lock = lock
         self._runner = Runner(app, session, run, grace, journal)
         make_private(self._runner.directory)
@@ -85,10 +87,9 @@ class AppScripts:
 
     def start(self, phase: str, env: Mapping[str, str]) -> None:
         self.pre_started = self.pre_started or phase == "pre"
-        if not self._link.alive():  # the post-script runs even if the supervisor was killed
-            self._link = self._supervise()
         self._phase, self._began, self._attempts = phase, time.monotonic(), 0
-        self._link.send(run=phase, env=dict(env))
+        self._env = dict(env)
+        self._link.send(run=phase, env=self._env)
 
     def stop(self) -> None:
         self._link.send(stop=True)
@@ -97,6 +98,11 @@ class AppScripts:
         """The script's result, or the number of the attempt that has begun."""
         message = self._link.hear()
         if message is None:
+            if self._phase == "post" and self._attempts == 0 and not self._replaced:
+                self._replaced = True  # once: it must run, even if the supervisor was killed
+                self._link = self._supervise()
+                self._link.send(run=self._phase, env=self._env)
+                return None
             return self.lost("its supervisor was killed")
         if message.pop("phase") != self._phase:  # so late that nobody counted on it any more
             return None
@@ -132,24 +138,23 @@ def run_scripts(
     """
     for scripts in everyone:
         scripts.start(phase, env)
-    running = {scripts.fileno(): scripts for scripts in everyone}
     results: dict[str, ScriptRun] = {}
     stopping = False
-    while running:
+    while running := [scripts for scripts in everyone if scripts.app.name not in results]:
         if heed and waiter.interrupted and not stopping:
             stopping = True
-            for scripts in running.values():
+            for scripts in running:
                 scripts.stop()
-        deadline = min(scripts.deadline(phase) for scripts in running.values())
-        for fd in waiter.wait(running, deadline):
-            heard = running[fd].hear()
+        deadline = min(scripts.deadline(phase) for scripts in running)
+        ready = waiter.wait([scripts.fileno() for scripts in running], deadline)
+        for scripts in running:
+            heard = scripts.hear() if scripts.fileno() in ready else None
             if isinstance(heard, ScriptRun):
-                results[running.pop(fd).app.name] = heard
+                results[scripts.app.name] = heard
             elif heard is not None:
-                tell(running[fd], heard)
-        for fd, scripts in list(running.items()):
-            if time.monotonic() > scripts.deadline(phase):
-                results[running.pop(fd).app.name] = scripts.lost("its supervisor does not answer")
+                tell(scripts, heard)
+            elif time.monotonic() > scripts.deadline(phase):
+                results[scripts.app.name] = scripts.lost("its supervisor does not answer")
     return results
 
 

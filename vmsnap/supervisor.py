@@ -51,14 +51,6 @@ class Link:
         """The next message, to be called when there is one; None if the supervisor is gone."""
         return receive(self._channel)
 
-    def alive(self) -> bool:
-        try:
-            return bool(self._channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-
     def finish(self, waiter: Waiter, patience: float) -> None:
         """Say that no more orders come, and let the supervisor clean up and end."""
         self.send(finish=True)

@@ -75,10 +75,10 @@ def become_subreaper() -> None:
 def mounts(pid: str) -> list[tuple[str, str]]:
     """(mount point, source) of a process's mount table, in the order of mounting."""
     found = []
-    for line in Path("/proc", pid, "mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), left.split(" ")[4])
-        found.append((os.fsdecode(point.encode("utf-8", "surrogateescape")), right.split(" ")[1]))
+    for line in Path("/proc", pid, "mountinfo").read_bytes().split(b"\n")[:-1]:
+        left, _, right = line.partition(b" - ")
+        point = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), left.split(b" ")[4])
+        found.append((os.fsdecode(point), os.fsdecode(right.split(b" ")[1])))
     return found
 
 

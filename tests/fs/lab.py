@@ -10,21 +10,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import kernel
-from .processes import PATIENCE, Process, children, look_at, reap, wait_for_end
+from .processes import Process, children, look_at, reap, wait_for_end
+from .running import Events, Fifo, Outcome, Session
 
 VMSNAP = Path(sys.executable).with_name("vmsnap")
 RESCUE = 30.0  # seconds after which everything is thawed, whatever the test waits for
@@ -32,11 +31,10 @@ MKFS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "ext4": (32, ("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,nodiscard")),
     "xfs": (300, ("mkfs.xfs", "-q", "-f", "-K")),
     "btrfs": (128, ("mkfs.btrfs", "-q", "-f", "-K")),
-    "vfat": (16, ("mkfs.vfat",)),
 }
 TOOLS = (
-    *("mount", "umount", "losetup", "fsfreeze", "unshare", "setsid", "dumpe2fs", "e2fsck"),
-    *("xfs_repair", "btrfs", *(command[0] for _, command in MKFS.values())),
+    *("mount", "umount", "losetup", "fsfreeze", "unshare", "setsid", "partx"),
+    *("dumpe2fs", "e2fsck", "xfs_repair", "btrfs", *(command[0] for _, command in MKFS.values())),
 )
 
 
@@ -48,130 +46,6 @@ class Filesystem:
     @property
     def is_frozen(self) -> bool:
         return kernel.is_frozen(self.mount)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command of vmsnap printed, and its exit code."""
-
-    code: int
-    out: bytes
-    err: str
-
-    @property
-    def result(self) -> dict[str, Any]:
-        try:
-            document: dict[str, Any] = json.loads(self.out)
-        except ValueError:
-            raise AssertionError(f"no JSON: {self.out[:2000]!r}\n{self.err[-4000:]}") from None
-        return document
-
-    @property
-    def errors(self) -> list[str]:
-        return [error["name"] for error in self.result["errors"]]
-
-    @property
-    def subjects(self) -> list[tuple[str, str]]:
-        return [(error["name"], error["subject"]) for error in self.result["errors"]]
-
-    @property
-    def verdict(self) -> tuple[str, str, int]:
-        """What a caller acts on: outcome, consistency, exit code."""
-        return self.result["outcome"], self.result["consistency"], self.code
-
-    def events(self, *names: str) -> list[tuple[str, str]]:
-        """(event, subject) of the timeline, in its order."""
-        timeline = self.result["timeline"]
-        return [(e["event"], e["subject"]) for e in timeline if e["event"] in names]
-
-
-class Session:
-    """A running vmsnap. Its output goes to files, so that nobody has to drain anything."""
-
-    def __init__(self, lab: Lab, argv: Sequence[str], env: Mapping[str, str], **more: Any) -> None:
-        number = len(list(lab.directory.glob("out.*")))
-        self.out, self.err = (lab.directory / f"{name}.{number}" for name in ("out", "err"))
-        with self.out.open("wb") as out, self.err.open("wb") as err:
-            streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err, **more}
-            self.process = subprocess.Popen(
-                argv, env=dict(env), cwd="/", start_new_session=True, **streams
-            )
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def below(self, name: str) -> list[int]:
-        """The engine's child processes of this name."""
-        return [p.pid for p in children(self.pid) if p.name == name]
-
-    @property
-    def guards(self) -> list[int]:
-        return self.below("vmsnap-guard")
-
-    @property
-    def guard(self) -> int:
-        (guard,) = self.guards
-        return guard
-
-    def kill(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
-
-    def finish(self) -> Outcome:
-        """Wait for its end."""
-        assert wait_for_end(self.pid), f"vmsnap hangs\n{self.words}"
-        return Outcome(self.process.wait(), self.out.read_bytes(), self.words)
-
-    @property
-    def words(self) -> str:
-        return self.err.read_bytes().decode("utf-8", "replace")
-
-
-class Fifo:
-    """A FIFO that is open for reading and writing, so that nobody's open() blocks."""
-
-    def __init__(self, path: Path) -> None:
-        os.mkfifo(path, 0o600)
-        self.path = path
-        self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
-class Events(Fifo):
-    """The words that scripts, commands and writers have said, in their order."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._rest = b""
-        self._heard: list[str] = []
-
-    @property
-    def heard(self) -> list[str]:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                *lines, self._rest = (self._rest + os.read(self.fd, 65536)).split(b"\n")
-                self._heard += [line.decode() for line in lines]
-        return self._heard
-
-    def wait(self, word: str, during: Session | None = None) -> str:
-        """Wait for a word, or for a line that begins with it; return the rest of the line."""
-        pidfd = os.pidfd_open(during.pid) if during else -1
-        deadline = time.monotonic() + PATIENCE
-        try:
-            while True:
-                for line in self.heard:
-                    if line.split(" ")[0] == word:
-                        return line[len(word) + 1 :]
-                fds = [self.fd] if pidfd < 0 else [self.fd, pidfd]
-                ready = select.select(fds, [], [], max(0.0, deadline - time.monotonic()))[0]
-                words = during.words if during else ""
-                assert ready, f"nobody said {word!r}, only {self._heard}\n{words}"
-                assert self.fd in ready, f"vmsnap ended before {word!r} was said\n{words}"
-        finally:
-            if pidfd >= 0:
-                os.close(pidfd)
 
 
 class Lab:
@@ -190,6 +64,7 @@ class Lab:
         self.mount("-t", "tmpfs", "-o", "mode=0700", "tmpfs", self.shm)
         self.events = Events(self.shm / "events")
         self.gates: dict[str, Fifo] = {}
+        self.undo = contextlib.ExitStack()  # what a test adds to the end of it all
         rescue = [sys.executable, "-ISB", str(Path(__file__).with_name("rescue.py"))]
         self.rescue = subprocess.Popen(
             [*rescue, str(RESCUE), str(self.directory)], stdin=subprocess.PIPE
@@ -247,7 +122,7 @@ class Lab:
         text = "\n".join([shebang, *lines, ""] if shebang else [*lines, ""])
         return self.write(self.programs / name, text, 0o700)
 
-    def app(self, name: str = "db", pre: str = "", post: str = "", **keys: object) -> Path:
+    def app(self, name: str = "db", pre: str = "", post: str = "", **keys: Any) -> Path:
         """Configure an app with the shell commands of its two scripts."""
         document: dict[str, object] = {"pluginName": "ScriptRunner"}
         for phase, text in (("pre", pre), ("post", post)):
@@ -293,7 +168,7 @@ class Lab:
         argv = [*program, "run", *self.places(), *(f"--only={mount}" for mount in selected)]
         words = ["/bin/sh", "-c", command] if isinstance(command, str) else command
         argv += [*(["--json"] if json else []), *map(str, options), "--", *map(str, words)]
-        session = Session(self, argv, self.environment(env), **more)
+        session = Session(self.directory, argv, self.environment(env), **more)
         self.sessions.append(session)
         return session
 
@@ -324,7 +199,7 @@ class Lab:
     def vmsnap(self, *arguments: str | Path) -> Outcome:
         """Run another command of vmsnap to its end."""
         argv = [str(VMSNAP), str(arguments[0]), *self.places(), *map(str, arguments[1:])]
-        session = Session(self, argv, self.environment())
+        session = Session(self.directory, argv, self.environment())
         self.sessions.append(session)
         return session.finish()
 
@@ -373,6 +248,7 @@ class Lab:
     def close(self) -> None:
         """Thaw, end, unmount and remove everything; then say what the test left behind."""
         complaints = []
+        self.undo.close()
         assert self.rescue.stdin
         self.rescue.stdin.close()
         code = self.rescue.wait()
@@ -397,6 +273,9 @@ class Lab:
                 complaints.append(f"{point} could not be unmounted")
                 subprocess.run(["umount", "--lazy", point], check=False)
         shutil.rmtree(self.directory)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # the dead that vmsnap left to us
+                pass
         assert not complaints, complaints
 
     def end_rest(self) -> list[Process]:

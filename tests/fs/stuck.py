@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import kernel
-from .lab import Filesystem, Lab, Session
+from .lab import Filesystem, Lab
 from .processes import is_stuck, wait_until
+from .running import Session
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exit codes and documents of the commands, on real filesystems."""
+
+from __future__ import annotations
+
+import subprocess
+
+from .lab import VMSNAP, Lab
+
+
+def test_a_session_of_another_user_is_refused(lab: Lab) -> None:
+    lab.filesystem()
+    done = subprocess.run(
+        [VMSNAP, "run", *lab.places(), f"--only={lab.mounts[0]}", "--", "true"],
+        user=65534,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 77
+    assert "root" in done.stderr
+
+
+def test_a_session_without_a_command_is_a_usage_error(lab: Lab) -> None:
+    outcome = lab.vmsnap("run", f"--only={lab.directory}")
+    assert outcome.code == 2
+    assert "COMMAND" in outcome.err
+
+
+def test_check_finds_a_sound_laboratory_in_order_and_changes_nothing(lab: Lab) -> None:
+    lab.filesystem()
+    lab.app(pre=lab.say("pre"), post=lab.say("post"))
+    before = sorted(lab.directory.rglob("*"))
+    outcome = lab.vmsnap("check", "--json", f"--only={lab.mounts[0]}")
+    assert (outcome.code, outcome.result) == (0, {"ok": True, "problems": []})
+    created = {path.name for path in set(lab.directory.rglob("*")) - set(before)}
+    assert created <= {"out.0", "err.0"}
+    assert lab.events.heard == []
+    assert lab.frozen == []
+
+
+def test_check_fails_where_a_session_would(lab: Lab) -> None:
+    lab.filesystem()
+    lab.app(pre="exit 0")
+    (lab.programs / "db-pre").chmod(0o755)
+    outcome = lab.vmsnap("check", "--json", f"--only={lab.mounts[0]}")
+    assert outcome.code == 1
+    assert [p["name"] for p in outcome.result["problems"]] == [
+        "InsufficientPermissionforPre-Script"
+    ]
+
+
+def test_status_without_any_session_says_so(lab: Lab) -> None:
+    outcome = lab.vmsnap("status", "--json")
+    assert (outcome.code, outcome.result) == (0, {"in_progress": None, "last": None})
+
+
+def test_status_fails_after_a_failed_session(lab: Lab) -> None:
+    lab.filesystem()
+    assert lab.run("exit 1").code == 1
+    assert lab.vmsnap("status").code == 1
+
+
+def test_force_refuses_a_list_that_it_cannot_read(lab: Lab) -> None:
+    (lab.run_directory / "frozen.json").write_text("{")
+    outcome = lab.vmsnap("thaw", "--force")
+    assert outcome.code == 1
+    assert (lab.run_directory / "frozen.json").exists()
+
+
+def test_force_does_not_disturb_a_session_that_has_ended_well(lab: Lab) -> None:
+    lab.filesystem()
+    assert lab.run("exit 0").code == 0
+    assert not (lab.run_directory / "frozen.json").exists()
+    assert lab.vmsnap("thaw", "--force").code == 0
+
+
+def test_what_init_writes_passes_the_check_and_fails_until_somebody_edits_it(lab: Lab) -> None:
+    lab.filesystem()
+    assert lab.vmsnap("init", "postgresql").code == 0
+    assert lab.vmsnap("check", f"--only={lab.mounts[0]}").code == 0
+    outcome = lab.run("exit 0")
+    assert outcome.verdict == ("success", "filesystem", 0)
+    assert outcome.subjects == [
+        ("Pre-ScriptExecutionFailed", "postgresql"),
+        ("Post-ScriptExecutionFailed", "postgresql"),
+    ]
+    assert "has not been written yet" in outcome.result["errors"][0]["message"]

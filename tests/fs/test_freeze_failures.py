@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A filesystem does not freeze, is thawed by others, or the run directory cannot be written to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from . import kernel, stuck
+from .lab import Lab
+from .processes import wait_for_end
+
+# --- frozen by somebody else ---------------------------------------------------------------------
+
+
+def test_a_filesystem_that_others_froze_fails_the_freeze_and_stays_frozen(lab: Lab) -> None:
+    filesystems = [lab.filesystem(mib=16) for _ in range(5)]
+    third = filesystems[2]
+    kernel.freeze(third.mount)
+    session = lab.hold()
+    assert lab.frozen == ["fs2"]
+    lab.release()
+    outcome = session.finish()
+    assert outcome.subjects == [("FreezeFailed", str(third.mount))]
+    assert outcome.verdict == ("success", "crash", 0)
+    assert lab.frozen == ["fs2"]
+    kernel.thaw(third.mount)
+
+
+def test_no_snapshot_is_taken_when_the_freeze_fails_and_more_is_required(lab: Lab) -> None:
+    lab.filesystem()
+    other = lab.filesystem()
+    kernel.freeze(other.mount)
+    outcome = lab.run(lab.say("taken"), "--require=filesystem")
+    assert outcome.verdict == ("failed", "none", 1)
+    assert outcome.errors == ["FreezeFailed"]
+    assert outcome.result["snapshot"] is None
+    assert lab.events.heard == []
+    assert lab.frozen == ["fs1"]
+    kernel.thaw(other.mount)
+
+
+# --- FIFREEZE does not return --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dirty", [False, True])
+def test_a_freeze_that_does_not_return_is_given_up_and_undone_when_it_does(
+    lab: Lab, dirty: bool
+) -> None:
+    lab.conf("[freeze]\ntimeout = 1\n")
+    made = stuck.prepare(lab, dirty)
+    session = lab.start(f"{lab.say('held')}; {lab.stop_at('release')}", only=made.only)
+    guard = stuck.wait_until_inside(session)
+    lab.events.wait("held", session)
+    assert not made.other.is_frozen
+    lab.release()
+    outcome = session.finish()
+    assert outcome.subjects == [("FreezeTimeout", str(made.child.mount))]
+    assert outcome.verdict == ("success", "crash", 0)
+    assert [p.pid for p in lab.left()] == [guard]
+    second = lab.run("exit 0")
+    assert (second.code, second.errors) == (75, ["SessionInProgress"])
+    kernel.thaw(made.parent.mount)
+    assert wait_for_end(guard)
+    lab.wait_for_rest()
+    assert lab.frozen == []
+
+
+def test_no_snapshot_is_taken_when_a_freeze_does_not_return_and_more_is_required(lab: Lab) -> None:
+    lab.conf("[freeze]\ntimeout = 1\n")
+    made = stuck.prepare(lab)
+    outcome = lab.run(lab.say("taken"), "--require=filesystem", only=made.only)
+    assert outcome.subjects == [("FreezeTimeout", str(made.child.mount))]
+    assert outcome.verdict == ("failed", "none", 1)
+    assert lab.events.heard == []
+    kernel.thaw(made.parent.mount)
+    lab.wait_for_rest()
+    assert lab.frozen == []
+
+
+def test_the_death_of_a_guard_inside_a_freeze_leaves_nothing_frozen_in_the_end(lab: Lab) -> None:
+    """A killed guard does not die before its FIFREEZE returns, and that one may yet succeed."""
+    lab.conf("[freeze]\ntimeout = 1\n")
+    made = stuck.prepare(lab)
+    session = lab.start("exit 0", only=made.only)
+    guard = stuck.wait_until_inside(session)
+    os.kill(guard, signal.SIGKILL)
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "crash", 0)
+    assert "GuardLost" in outcome.errors
+    assert not made.other.is_frozen
+    kernel.thaw(made.parent.mount)
+    assert wait_for_end(guard)
+    lab.wait_for_rest()
+    assert lab.frozen == []
+
+
+def test_the_end_of_such_a_freeze_leaves_the_freezes_of_others_alone(lab: Lab) -> None:
+    lab.conf("[freeze]\ntimeout = 1\n")
+    made = stuck.prepare(lab)
+    session = lab.start("exit 0", only=made.only)
+    guard = stuck.wait_until_inside(session)
+    os.kill(guard, signal.SIGKILL)
+    session.finish()
+    kernel.freeze(made.other.mount)
+    kernel.thaw(made.parent.mount)
+    assert wait_for_end(guard)
+    lab.wait_for_rest()
+    assert lab.frozen == ["other"]
+    kernel.thaw(made.other.mount)
+
+
+# --- during the hold -----------------------------------------------------------------------------
+
+
+def test_a_thaw_by_others_during_the_hold_lowers_the_consistency(lab: Lab) -> None:
+    lab.filesystem("ext4")
+    other = lab.filesystem("xfs")
+    session = lab.hold()
+    assert lab.helper(f"fsfreeze -u {other.mount}").wait() == 0
+    lab.release()
+    outcome = session.finish()
+    assert outcome.subjects == [("ThawedEarly", str(other.mount))]
+    assert outcome.verdict == ("success", "crash", 0)
+    assert lab.frozen == []
+
+
+def test_a_frozen_filesystem_cannot_be_unmounted(lab: Lab) -> None:
+    filesystem = lab.filesystem()
+    session = lab.hold()
+    umount = subprocess.run(
+        ["umount", str(filesystem.mount)], capture_output=True, text=True, check=False
+    )
+    assert umount.returncode != 0
+    assert "busy" in umount.stderr
+    lab.release()
+    assert session.finish().verdict == ("success", "filesystem", 0)
+    lab.umount(filesystem.mount)
+    assert str(filesystem.mount) not in kernel.mounts_below(lab.directory)
+
+
+def test_a_filesystem_detached_during_the_hold_is_thawed(lab: Lab) -> None:
+    filesystem = lab.filesystem()
+    session = lab.hold()
+    fd = os.open(filesystem.mount, os.O_RDONLY)
+    lab.undo.callback(os.close, fd)
+    subprocess.run(["umount", "--lazy", str(filesystem.mount)], check=True)
+    assert kernel.is_frozen(Path(f"/proc/self/fd/{fd}"))
+    lab.filesystems.clear()
+    lab.release()
+    assert session.finish().verdict == ("success", "filesystem", 0)
+    assert not kernel.is_frozen(Path(f"/proc/self/fd/{fd}"))
+
+
+# --- the run directory, the state directory ------------------------------------------------------
+
+
+def fill(directory: Path) -> None:
+    with (directory / "filling").open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                pass
+
+
+def test_nothing_is_frozen_when_the_run_directory_is_full(lab: Lab) -> None:
+    lab.filesystem()
+    fill(lab.run_directory)
+    session = lab.hold()
+    assert lab.frozen == []
+    lab.release()
+    outcome = session.finish()
+    assert outcome.subjects == [("FreezeFailed", str(lab.run_directory))]
+    assert outcome.verdict == ("success", "crash", 0)
+    assert sorted(os.listdir(lab.run_directory)) == ["filling", "lock"]
+
+
+def test_a_full_run_directory_costs_the_scripts_and_the_freeze(lab: Lab) -> None:
+    lab.filesystem()
+    lab.app(pre=lab.say("quiesced"), post=lab.say("resumed"))
+    fill(lab.run_directory)
+    outcome = lab.run("exit 0", "--require=application")
+    assert outcome.verdict == ("failed", "none", 1)
+    assert lab.frozen == []
+
+
+def test_a_run_directory_without_inodes_is_said(lab: Lab) -> None:
+    lab.filesystem()
+    lab.mount("-o", "remount,nr_inodes=1", lab.run_directory)
+    outcome = lab.run(lab.say("taken"))
+    assert outcome.verdict == ("failed", "none", 1)
+    assert str(lab.run_directory) in outcome.result["errors"][0]["message"]
+    assert lab.events.heard == []
+
+
+def test_a_run_directory_that_others_can_write_to_is_refused(lab: Lab) -> None:
+    lab.filesystem()
+    lab.run_directory.chmod(0o777)
+    outcome = lab.run(lab.say("taken"))
+    assert outcome.verdict == ("failed", "none", 1)
+    assert lab.events.heard == []
+
+
+@pytest.mark.parametrize("options", ["ro", "size=4k,nr_inodes=1"])
+def test_a_state_directory_that_cannot_be_written_to_costs_nothing(lab: Lab, options: str) -> None:
+    lab.filesystem()
+    lab.mount("-t", "tmpfs", "-o", options, "tmpfs", lab.state)
+    outcome = lab.run("exit 0")
+    assert outcome.verdict == ("success", "filesystem", 0)
+    assert outcome.errors == []
+    assert str(lab.state) in outcome.err

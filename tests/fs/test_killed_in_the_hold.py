@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Somebody kills, stops or interrupts the engine or the guard during the hold."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from .faults import INTERRUPTIONS
+from .lab import Lab
+from .processes import wait_for_end
+
+POST = "resumed $VMSNAP_OUTCOME $VMSNAP_CONSISTENCY"
+
+
+@pytest.mark.parametrize("number", INTERRUPTIONS)
+def test_an_interruption_during_the_hold_thaws_and_ends_the_command(
+    lab: Lab, number: signal.Signals
+) -> None:
+    lab.filesystem()
+    lab.app(pre=lab.say("quiesced"), post=lab.say(POST))
+    session = lab.hold()
+    session.kill(number)
+    outcome = session.finish()
+    assert outcome.verdict == ("failed", "none", 1)
+    assert outcome.errors == ["SnapshotFailed"]
+    assert number.name in outcome.result["errors"][0]["message"]
+    assert lab.frozen == []
+    assert lab.events.wait("resumed") == "failed none"
+
+
+def test_a_stop_from_the_terminal_is_ignored_while_frozen(lab: Lab) -> None:
+    lab.filesystem()
+    session = lab.hold()
+    session.kill(signal.SIGTSTP)
+    lab.release()
+    assert session.finish().verdict == ("success", "filesystem", 0)
+
+
+def test_the_death_of_the_engine_thaws_ends_the_command_and_resumes_the_application(
+    lab: Lab,
+) -> None:
+    lab.filesystem("ext4")
+    lab.filesystem("xfs")
+    lab.app(pre=lab.say("quiesced"), post=lab.say(POST))
+    session = lab.hold()
+    command = int(lab.events.wait("held"))
+    session.kill(signal.SIGKILL)
+    lab.wait_for_thaw()
+    assert lab.events.wait("resumed") == "failed none"
+    lab.wait_for_rest()
+    assert lab.frozen == []
+    assert wait_for_end(command, 0)
+
+
+def test_a_new_session_can_start_after_the_death_of_an_engine(lab: Lab) -> None:
+    lab.filesystem()
+    lab.hold().kill(signal.SIGKILL)
+    lab.wait_for_thaw()
+    lab.wait_for_rest()
+    assert lab.run("exit 0").verdict == ("success", "filesystem", 0)
+
+
+def test_recovery_after_the_death_of_an_engine_leaves_the_freezes_of_others_alone(
+    lab: Lab,
+) -> None:
+    """The guard has thawed, so what is frozen now is somebody else's."""
+    filesystem = lab.filesystem()
+    lab.hold().kill(signal.SIGKILL)
+    lab.wait_for_thaw()
+    lab.wait_for_rest()
+    lab.helper(f"fsfreeze -f {filesystem.mount}").wait()
+    outcome = lab.run("exit 0")
+    assert filesystem.is_frozen
+    lab.helper(f"fsfreeze -u {filesystem.mount}").wait()
+    assert outcome.subjects == [("FreezeFailed", str(filesystem.mount))]
+
+
+def test_the_death_of_the_guard_thaws_and_lowers_the_consistency(lab: Lab) -> None:
+    lab.filesystem("ext4")
+    lab.filesystem("xfs")
+    session = lab.hold()
+    os.kill(session.guard, signal.SIGKILL)
+    lab.wait_for_thaw()
+    lab.release()
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "crash", 0)
+    assert outcome.errors == ["GuardLost"]
+    assert lab.frozen == []
+
+
+@pytest.mark.parametrize("number", INTERRUPTIONS)
+def test_a_guard_told_to_end_thaws_and_lowers_the_consistency(
+    lab: Lab, number: signal.Signals
+) -> None:
+    lab.filesystem()
+    session = lab.hold()
+    os.kill(session.guard, number)
+    lab.wait_for_thaw()
+    lab.release()
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "crash", 0)
+    assert outcome.errors == ["GuardLost"]
+    assert lab.frozen == []
+
+
+def test_the_guard_thaws_at_the_deadline_of_the_hold_though_the_engine_is_stopped(
+    lab: Lab,
+) -> None:
+    lab.filesystem()
+    session = lab.hold("--hold=1")
+    session.kill(signal.SIGSTOP)
+    lab.wait_for_thaw()
+    lab.release()
+    session.kill(signal.SIGCONT)
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "crash", 0)
+    assert outcome.errors == ["HoldExpired"]
+
+
+def test_the_engine_thaws_in_the_place_of_a_stopped_guard(lab: Lab) -> None:
+    lab.filesystem()
+    session = lab.hold()
+    os.kill(session.guard, signal.SIGSTOP)
+    lab.release()
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "crash", 0)
+    assert outcome.errors == ["GuardLost"]
+    assert lab.frozen == []
+
+
+def test_the_engine_keeps_the_deadline_of_the_hold_in_the_place_of_a_stopped_guard(
+    lab: Lab,
+) -> None:
+    lab.filesystem()
+    session = lab.hold("--hold=1")
+    os.kill(session.guard, signal.SIGSTOP)
+    lab.wait_for_thaw()
+    lab.release()
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "crash", 0)
+    assert "GuardLost" in outcome.errors
+    assert lab.frozen == []
+
+
+def test_the_death_of_the_commands_supervisor_thaws_and_fails_the_session(lab: Lab) -> None:
+    lab.filesystem()
+    session = lab.hold()
+    (supervisor,) = session.below("vmsnap-command")
+    os.kill(supervisor, signal.SIGKILL)
+    outcome = session.finish()
+    assert outcome.verdict == ("failed", "none", 1)
+    assert outcome.errors == ["SnapshotFailed"]
+    assert lab.frozen == []
+    lab.release()  # nobody is left who knows of the command
+    lab.wait_for_rest()
+
+
+def test_the_death_of_the_scripts_supervisor_still_resumes_the_application(lab: Lab) -> None:
+    lab.filesystem()
+    lab.app(pre=lab.say("quiesced"), post=lab.say(POST))
+    session = lab.hold()
+    (supervisor,) = session.below("vmsnap-scripts")
+    os.kill(supervisor, signal.SIGKILL)
+    assert wait_for_end(supervisor)
+    lab.release()
+    session.finish()
+    lab.wait_for_rest()
+    assert [word for word in lab.events.heard if word.startswith("resumed")] != []
