@@ -18,11 +18,19 @@ OK, FAILED, USAGE, IN_PROGRESS, NOT_ROOT = 0, 1, 2, 75, 77
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. The only place that catches what commands raise."""
+    """Run one command and return its exit code."""
+    ensure_stdio()
+    try:
+        return command_line(argv)
+    finally:
+        let_go_of_stdio()
+
+
+def command_line(argv: Sequence[str] | None) -> int:
+    """Parse, run, and translate what was raised into a message and an exit code: only here."""
     from vmsnap.lock import InProgress, RunDirectoryUnusable
     from vmsnap.provision import Exists
 
-    ensure_stdio()
     words = list(sys.argv[1:] if argv is None else argv)
     words, rest = split_at_dashes(words)
     arguments = parser().parse_args(words)
@@ -38,13 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return NOT_ROOT
     try:
-        code = COMMANDS[arguments.command_name](arguments)
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.flush()
-            return code
-        return without_reader(code)
-    except BrokenPipeError:
-        return without_reader(OK)
+        return COMMANDS[arguments.command_name](arguments)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        return OK
     except InProgress as e:
         return refuse(arguments, "SESSION_IN_PROGRESS", str(e), IN_PROGRESS)
     except RunDirectoryUnusable as e:
@@ -58,12 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     return FAILED
-
-
-def without_reader(code: int) -> int:
-    """Whoever read our output has gone, which is no error; but Python would complain at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return code
 
 
 def split_at_dashes(words: list[str]) -> tuple[list[str], list[str] | None]:
@@ -279,6 +277,15 @@ def complain(message: str) -> None:
 def colourful(stream: object) -> bool:
     isatty: Callable[[], bool] = getattr(stream, "isatty", bool)
     return isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def let_go_of_stdio() -> None:
+    """Whoever read may have gone, which is not for Python to complain of with an exit code."""
+    for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 
 
 def ensure_stdio() -> None:

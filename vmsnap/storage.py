@@ -115,7 +115,7 @@ def not_mounted(patterns: Iterable[str], points: Collection[str]) -> tuple[str, 
 
 
 def trimmed(pattern: str) -> str:
-    return pattern.rstrip("/") or "/"
+    return pattern.rstrip("/") or pattern[:1]
 
 
 def decide(

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 
 import pytest
 
 from .faults import INTERRUPTIONS
 from .lab import Lab
-from .processes import wait_for_end
+from .processes import is_stuck, wait_for_end, wait_until
 
 POST = "resumed $VMSNAP_OUTCOME $VMSNAP_CONSISTENCY"
 
@@ -164,8 +165,47 @@ def test_the_death_of_the_scripts_supervisor_still_resumes_the_application(lab: 
     session = lab.hold()
     (supervisor,) = session.below("vmsnap-scripts")
     os.kill(supervisor, signal.SIGKILL)
-    assert wait_for_end(supervisor)
     lab.release()
     session.finish()
     lab.wait_for_rest()
     assert [word for word in lab.events.heard if word.startswith("resumed")] != []
+
+
+def test_somebody_thaws_when_engine_and_guard_are_both_stopped(lab: Lab) -> None:
+    lab.filesystem()
+    session = lab.hold("--hold=1")
+    session.kill(signal.SIGSTOP)
+    os.kill(session.guard, signal.SIGSTOP)
+    lab.wait_for_thaw()
+    lab.release()
+    session.kill(signal.SIGCONT)
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "crash", 0)
+    assert outcome.errors == ["HoldExpired"]
+
+
+@pytest.mark.parametrize("number", INTERRUPTIONS)
+def test_a_command_that_only_succeeds_because_an_interruption_thawed_took_no_snapshot(
+    lab: Lab, number: signal.Signals
+) -> None:
+    filesystem = lab.filesystem()
+    session = lab.start(f"{lab.say('held $$')}; exec touch {filesystem.mount}/x")
+    command = int(lab.events.wait("held", session))
+    wait_until(lambda: is_stuck(command))
+    session.kill(number)
+    outcome = session.finish()
+    assert outcome.verdict == ("failed", "none", 1)
+    assert outcome.errors == ["SnapshotFailed"]
+
+
+def test_the_application_is_resumed_though_the_terminal_has_gone(lab: Lab) -> None:
+    lab.filesystem()
+    lab.app(pre=lab.say("quiesced"), post=lab.say(POST))
+    master, slave = pty.openpty()
+    session = lab.hold(json=False, stderr=slave)
+    os.close(slave)
+    os.close(master)
+    session.kill(signal.SIGHUP)
+    assert session.process.wait() == 1
+    assert lab.events.wait("resumed") == "failed none"
+    assert lab.frozen == []
