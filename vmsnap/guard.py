@@ -238,7 +238,7 @@ class Guard:
 
     def presync(self, deadline: float) -> None:
         """Write out what is dirty, again while that leaves clearly less to freeze."""
-        # The first round writes most, so it goes few at a time: writers would wait for all of it.
+        # Few at a time: whoever writes meanwhile waits for all that is on its way to the disk.
         width = os.cpu_count() or 1
         before, rounds = math.inf, 0
         while rounds < PRESYNC_ROUNDS:
@@ -253,7 +253,7 @@ class Guard:
             took = time.monotonic() - begin
             if took < PRESYNC_DONE or took > before * PRESYNC_WORTH:
                 break
-            before, width = took, len(self.filesystems)
+            before = took
         say("presynced", value=rounds)
 
     def freeze(self, deadline: float) -> str:
