@@ -85,7 +85,7 @@ class Freezer:
         try:
             self._pid = spawn(
                 argv,
-                {"PATH": os.defpath, "LANG": "C.UTF-8"},
+                {"PATH": os.defpath, "LC_ALL": "C"},
                 stdin=guard_in,
                 stdout=guard_out,
                 stderr=self._stderr,

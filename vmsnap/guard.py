@@ -344,10 +344,16 @@ def stay_alive() -> int:
     libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("-1000")
-    # What is mapped now is read in now; later mappings (thread stacks) are locked as they are
-    # touched.
-    failed = libc.mlockall(MCL_CURRENT) or libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)
-    return ctypes.get_errno() if failed else 0
+    # Locked as it is touched, or 64 threads' stacks would be; but all code is read in now.
+    if libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT):
+        return ctypes.get_errno()
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            span, mode = line.split(" ", 2)[:2]
+            if mode == "r-xp":
+                begin, end = (int(address, 16) for address in span.split("-"))
+                libc.mlock(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin))
+    return 0
 
 
 def main(argv: list[str]) -> None:

@@ -96,7 +96,7 @@ def open_plan(plan: Plan, run: Path) -> tuple[list[Filesystem], list[Failure]]:
             )
             fail(Kind.FREEZE_FAILED, entry.mount, message)
     for pattern in plan.unmatched:
-        fail(Kind.MOUNT_OPEN_FAILED, pattern, f"{pattern}: found nothing mounted there")
+        fail(Kind.MOUNT_OPEN_FAILED, pattern, f"{pattern!r}: found nothing mounted there")
     if not plan.acted_on:
         fail(Kind.FREEZE_FAILED, "", "found no filesystem to freeze; `vmsnap plan` says why")
     return pinned, failures
