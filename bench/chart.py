@@ -13,15 +13,15 @@ WIDTH, TOP, LEFT, RIGHT = 760, 64, 128, 72
 BAR, GAP = 18, 18
 COLOURS = {"vmsnap": "v", "qemu-ga": "q", "fsfreeze": "f", "no freeze": "n"}
 
+# Plain colours and no variables, which not every viewer of SVG knows.
 STYLE = """\
-svg { --paper: #fff; --ink: #1f2328; --pale: #d8dee4; --v: #1a7f37; --q: #bc4c00; --f: #8250df;
-      --n: #8c959f; font: 13px system-ui, sans-serif }
-@media (prefers-color-scheme: dark) {
-  svg { --paper: #0d1117; --ink: #e6edf3; --pale: #30363d; --v: #3fb950; --q: #f0883e;
-        --f: #a371f7; --n: #6e7681 } }
-.paper { fill: var(--paper) } text { fill: var(--ink) } line { stroke: var(--pale) }
-.v { fill: var(--v) } .q { fill: var(--q) } .f { fill: var(--f) } .n { fill: var(--n) }
+svg { font: 13px system-ui, sans-serif }
 .title { font-size: 15px; font-weight: 600 } .end { text-anchor: end } .mid { text-anchor: middle }
+.paper { fill: #fff } text { fill: #1f2328 } line { stroke: #d8dee4 }
+.v { fill: #1a7f37 } .q { fill: #bc4c00 } .f { fill: #8250df } .n { fill: #8c959f }
+@media (prefers-color-scheme: dark) {
+  .paper { fill: #0d1117 } text { fill: #e6edf3 } line { stroke: #30363d }
+  .v { fill: #3fb950 } .q { fill: #f0883e } .f { fill: #a371f7 } .n { fill: #6e7681 } }
 """
 
 
