@@ -8,6 +8,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from vmsnap.mountinfo import mount_id
+
 
 def write_atomically(path: Path, data: bytes, mode: int) -> None:
     """Write beside, fsync, rename, fsync the directory. After an OSError nothing is left behind."""
@@ -37,3 +39,31 @@ def make_private(path: Path) -> None:
         make_private(path.parent)
     path.mkdir()
     path.chmod(0o700)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and what is in it, but nothing that is mounted below it: somebody's mount
+    that was not undone is not ours to empty. What cannot be removed stays."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            empty(fd, mount_id(fd))
+        finally:
+            os.close(fd)
+        path.rmdir()
+
+
+def empty(directory: int, mount: int) -> None:
+    for name in os.listdir(directory):
+        with contextlib.suppress(OSError):
+            try:
+                fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+            except OSError:  # no directory
+                os.unlink(name, dir_fd=directory)  # noqa: PTH108 - by descriptor
+                continue
+            try:
+                if mount_id(fd) == mount:
+                    empty(fd, mount)
+            finally:
+                os.close(fd)
+            os.rmdir(name, dir_fd=directory)  # noqa: PTH106 - by descriptor

@@ -47,7 +47,8 @@ def flush_gently(devices: Collection[int], waiter: Waiter) -> None:
 
     In a child, which may hang on a broken disk or a dead server without harm to us.
     """
-    in_child(lambda told: flush(devices), "vmsnap-flush", (), waiter, LONGEST, heed=True)
+    with contextlib.suppress(OSError):  # no process to be had for a nicety
+        in_child(lambda told: flush(devices), "vmsnap-flush", (), waiter, LONGEST, heed=True)
 
 
 def flush(devices: Collection[int]) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine's side of a freeze: opens the filesystems, starts the guard (guard.py), talks to it.
 
-Who thaws: the guard, at a word, at its deadlines and at the engine's death. If the guard is lost
-- killed, or without an answer - the engine thaws with its own descriptors. If both are killed,
-the list of what may be frozen is left in the run directory for `vmsnap thaw --force`.
+Who thaws: the guard, at a word, at its deadlines and at the engine's death. If the guard is lost,
+killed or without an answer, the engine thaws with its own descriptors. If both are killed a
+supervisor does, by the list in the run directory, and after it `vmsnap thaw --force`.
 """
 
 from __future__ import annotations
@@ -225,6 +225,9 @@ class Freezer:
         self.lost = why
         self._thaw_ourselves()
         restore_rcu(self._rcu_expedited)
+        if not any(f.maybe_frozen for f in self.filesystems):
+            with contextlib.suppress(OSError):
+                (self._run / FROZEN_LIST).unlink()
 
     def _thaw_ourselves(self) -> None:
         """Thaw in a child, since a FITHAW that never returns would keep its process from ending.
@@ -269,8 +272,7 @@ class Freezer:
     # --- the end ---
 
     def close(self) -> None:
-        """Let the guard end. It forgets the list of what may be frozen; if it is lost, we do,
-        unless something may still be frozen."""
+        """Let the guard end, and let go of the filesystems."""
         if self._commands >= 0:
             os.close(self._commands)
             self._commands = -1
@@ -278,9 +280,6 @@ class Freezer:
         for fd in (self._answers, self._stderr):
             if fd >= 0:
                 os.close(fd)
-        if self.lost and not any(f.maybe_frozen for f in self.filesystems):
-            with contextlib.suppress(OSError):
-                (self._run / FROZEN_LIST).unlink()
         for f in self.filesystems:
             os.close(f.fd)
         if self._pid:

@@ -2,8 +2,8 @@
 """The guard: freezes filesystems, and thaws them whatever happens to everybody else.
 
 A program of its own: it imports nothing of vmsnap, is started before anything is frozen, and
-after its "ready" needs no memory, file or thread that it does not already have. It writes to its
-pipe only. When nothing is frozen any more, it removes LIST, in which the engine wrote what may be.
+after its "ready" opens no file on a disk and starts no thread; its memory is locked. It writes to
+its pipe only. When nothing is frozen any more it removes LIST, where the engine wrote what may be.
 
     guard.py TIMEOUT HOLD LIST FD:STEP:ACTION... ACTION is freeze or sync; low steps go first
 
@@ -136,9 +136,9 @@ class Filesystem:
 
     def thaw(self) -> None:
         error = self.ioctl(FITHAW)
-        self.frozen = False
         self.unthawed = error not in (0, errno.EINVAL)
         news.append(("thawed", self.fd, time.monotonic(), error))
+        self.frozen = False  # last: the main thread may go on from here
 
     def ioctl(self, request: int) -> int:
         try:
@@ -293,8 +293,8 @@ class Guard:
         for filesystem in self.filesystems:
             if filesystem.frozen and not filesystem.thread.is_alive():  # a bug killed it
                 filesystem.thaw()
-        # After a failure the snapshot is taken all the same, so nothing may be left to thaw. Else
-        # what is still inside FIFREEZE is waited for by nobody but us, after "done".
+        # After a failure the snapshot is taken all the same, so nothing should be left to thaw. But
+        # a FIFREEZE that is late already is waited for by nobody but us, after "done".
         if self.held or cause == "failed":
             everything = functools.partial(settled, self.filesystems)
             self.wait(everything, time.monotonic() + THAW_PATIENCE, heed=False)

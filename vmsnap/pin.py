@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnap.errors import Failure, Kind
+from vmsnap.mountinfo import mount_id
 from vmsnap.result import FilesystemResult
 from vmsnap.storage import Entry, Plan
 
@@ -135,14 +136,6 @@ def mount_of(path: Path) -> int:
         return mount_id(fd)
     finally:
         os.close(fd)
-
-
-def mount_id(fd: int) -> int:
-    """proc(5), /proc/PID/fdinfo."""
-    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
-        if line.startswith("mnt_id:"):
-            return int(line.split()[1])
-    return -1
 
 
 def same_device(status: os.stat_result, device: str) -> bool:

@@ -100,6 +100,10 @@ def fork(body: Callable[[], None], name: str, keep: Collection[int]) -> int:
         return pid
     code = 1
     try:
+        # Else a signal would write a byte to whatever gets the number of our waiter's pipe.
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         os.setsid()
         for word in os.listdir("/proc/self/fd"):
             if int(word) not in keep:
@@ -128,8 +132,13 @@ def in_child(
     within `seconds`, or when interrupted if `heed`; it is then left to itself.
     """
     read, write = os.pipe()
-    pid = fork(lambda: body(write), name, {2, write, *keep})
-    os.close(write)
+    try:
+        pid = fork(lambda: body(write), name, {2, write, *keep})
+    except OSError:
+        os.close(read)
+        raise
+    finally:
+        os.close(write)
     said = b""
     deadline = time.monotonic() + seconds
     try:
@@ -165,8 +174,10 @@ def drain(fd: int, take: Callable[[bytes], None], reads: int) -> bool:
     return True
 
 
-def descendants(ancestor: int) -> set[int]:
-    """All living processes below `ancestor`. Zombies are dead."""
+def descendants(*ancestors: int) -> set[int]:
+    """All living processes below `ancestors`. Zombies are dead."""
+    if not ancestors:
+        return set()
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -177,7 +188,7 @@ def descendants(ancestor: int) -> set[int]:
                 if state not in (b"Z", b"X"):
                     children.setdefault(int(parent), []).append(int(name))
     found: set[int] = set()
-    queue = [ancestor]
+    queue = list(ancestors)
     while queue:
         for child in children.get(queue.pop(), ()):
             found.add(child)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One app's scripts: attempts within one budget of time, output to the journal, clean ends.
 
-Each app has one supervisor (process.py) for the whole session. It runs the pre-script when told to,
-stays to reap what a successful one leaves running, and runs the post-script when told to - or by
-itself when the engine has died, since an application that was quiesced must be resumed whatever
+Each app has one supervisor (supervisor.py) for the whole session. It runs the pre-script when told
+to, stays to reap what a successful one leaves running, and runs the post-script when told to - or
+by itself when the engine has died, since an application that was quiesced must be resumed whatever
 happens. It then removes the app's private directory. It holds the session's lock, so that no new
 session starts meanwhile.
 """
@@ -14,7 +14,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from vmsnap.config import App, Script
 from vmsnap.events import Waiter
-from vmsnap.files import make_private
+from vmsnap.files import make_private, remove_tree
 from vmsnap.journal import Event, Journal, Priority
 from vmsnap.process import Ending, spawn
 from vmsnap.supervisor import Link, Supervisor, supervise
@@ -190,7 +189,7 @@ class Runner:
             )
             abandoned = {"VMSNAP_OUTCOME": "failed", "VMSNAP_CONSISTENCY": "none"}
             self.run_script(supervisor, "post", abandoned)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        remove_tree(self.directory)
         with contextlib.suppress(OSError):
             self.directory.parent.rmdir()  # the last app of the session succeeds
 

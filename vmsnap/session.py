@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import shutil
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from vmsnap import checks, snapshot
 from vmsnap.consistency import Level, consistency
 from vmsnap.errors import SCRIPT, Failure, Kind, Severity
 from vmsnap.events import Waiter
-from vmsnap.files import make_private
+from vmsnap.files import make_private, remove_tree
 from vmsnap.flush import flush_gently
 from vmsnap.freezer import Freezer
 from vmsnap.hold import hold
@@ -32,7 +31,7 @@ from vmsnap.record import Record
 from vmsnap.result import Result, new_session_id
 from vmsnap.scripts import AppScripts, ScriptRun, run_scripts
 from vmsnap.storage import count_disks, make_plan
-from vmsnap.thaw import ListUnreadable, thaw_listed
+from vmsnap.thaw import FROZEN_LIST, ListUnreadable, thaw_listed
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Session:
         self.command: snapshot.Command | None = None
         self.required = Level.CRASH
         self.interruption_told = False
-        self.temporary = options.run / "tmp"
+        self.temporary = options.run / "tmp" / self.id
         self.may_freeze = True
         self.taken = False
         self.thawed = False
@@ -159,7 +158,10 @@ class Session:
         left = ""
         try:
             if not thaw_listed(self.options.run, self.record.note):
-                left = "what an earlier session had frozen cannot all be thawed"
+                left = (
+                    "what an earlier session had frozen cannot all be thawed; if it is no longer "
+                    f"there, remove {self.options.run / FROZEN_LIST}"
+                )
         except FileNotFoundError:
             pass
         except ListUnreadable as e:
@@ -167,8 +169,8 @@ class Session:
         if left:
             self.record.fail(Failure(Kind.THAW_FAILED, "check", "", left))
             self.may_freeze = False  # the list of what is still frozen must not be lost
-        shutil.rmtree(self.options.run / "scripts", ignore_errors=True)
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        remove_tree(self.options.run / "scripts")
+        remove_tree(self.options.run / "tmp")
         make_private(self.temporary)
 
     def pre(self) -> None:
@@ -198,7 +200,12 @@ class Session:
         self.freezer = freezer = Freezer(
             self.options.run, self.id, settings.freeze_timeout, self.hold_seconds, self.waiter
         )
-        if self.record.fail(*freezer.open(plan)) or self.record.fail(*freezer.start(self.lock)):
+        try:
+            if self.record.fail(*freezer.open(plan)) or self.record.fail(*freezer.start(self.lock)):
+                return
+        except OSError as e:  # out of descriptors or memory
+            message = f"cannot prepare the freeze: {e.strerror}"
+            self.record.fail(Failure(Kind.FREEZE_FAILED, "freeze", "", message))
             return
         if freezer.unlocked:
             self.record.note(
@@ -286,7 +293,7 @@ class Session:
         self.record.enter("report", "Reporting")
         if self.command:
             self.command.finish(self.waiter)
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        remove_tree(self.temporary)
         result = self.result()
         document = json.dumps(result.to_json())
         error = keep(document, self.options.state, self.waiter, self.lock)

@@ -78,7 +78,14 @@ def supervise(
     """Fork a supervisor that runs `body` and keeps the descriptors `keep`. Return our side."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     keep = {0, 1, 2, there.fileno(), *keep}
-    pid = fork(lambda: body(Supervisor(there, run)), name, keep)
+
+    def serve() -> None:
+        supervisor = Supervisor(there, run)
+        body(supervisor)
+        if supervisor.alone:  # perhaps the guard is only now out of a FIFREEZE, and dead
+            thaw_after_death(run, None)
+
+    pid = fork(serve, name, keep)
     there.close()
     return Link(pid, here)
 
@@ -205,7 +212,7 @@ class Supervisor:
         for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_PATIENCE)):
             deadline = time.monotonic() + patience
             signalled: set[int] = set()
-            while left := descendants(os.getpid()) - spared:
+            while left := descendants(os.getpid()) - spared - descendants(*spared):
                 for pid in left - signalled:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)

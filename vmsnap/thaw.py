@@ -136,17 +136,18 @@ def thaw_listed(run: Path, tell: Callable[[str], None], forget: bool = True) -> 
     return good
 
 
-def thaw_after_death(run: Path) -> None:
+def thaw_after_death(run: Path, patience: float | None = STEP_PATIENCE) -> None:
     """For a process that outlived the engine. The guard thaws then, so wait for its end; only if
     the list is still there after that, thaw in its place. A guard that lives is left alone: it may
-    be inside a FIFREEZE, and it knows better than the list what it has frozen."""
+    be inside a FIFREEZE, and it knows better than the list what it has frozen. With a `patience` of
+    None it is waited for without limit."""
     with contextlib.suppress(OSError, ListUnreadable):
         listed = read_list(run / FROZEN_LIST)
-        if has_ended(int(listed["guard"])):
+        if has_ended(int(listed["guard"]), patience):
             thaw_listed(run, lambda _: None)
 
 
-def has_ended(guard: int) -> bool:
+def has_ended(guard: int, patience: float | None) -> bool:
     """Wake the guard should it be stopped, and give it time to end."""
     try:
         process = os.pidfd_open(guard)
@@ -156,6 +157,8 @@ def has_ended(guard: int) -> bool:
         if b"guard.py" not in Path(f"/proc/{guard}/cmdline").read_bytes():
             return True  # dead, and perhaps another process has its number
         os.kill(guard, signal.SIGCONT)
-        return bool(select.select([process], [], [], STEP_PATIENCE)[0])
+        return bool(select.select([process], [], [], patience)[0])
+    except (FileNotFoundError, ProcessLookupError):
+        return True
     finally:
         os.close(process)

@@ -221,3 +221,15 @@ def test_the_end_of_the_command_does_not_wait_for_the_hold(lab: Lab) -> None:
     lab.release()
     assert wait_for_end(session.pid)
     assert session.finish().code == 0
+
+
+def test_what_the_command_left_mounted_in_its_temporary_directory_is_not_emptied(lab: Lab) -> None:
+    lab.filesystem()
+    kept = lab.directory / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("precious")
+    outcome = lab.run(f'd=$(mktemp -d) && mount --bind {kept} "$d" && mkdir "$TMPDIR/other"')
+    assert outcome.verdict == ("success", "filesystem", 0)
+    assert (kept / "file").read_text() == "precious"
+    assert lab.run("exit 0").verdict == ("success", "filesystem", 0)
+    assert (kept / "file").read_text() == "precious"
