@@ -293,7 +293,7 @@ class Session:
         self.record.enter("report", "Reporting")
         if self.command:
             self.command.finish(self.waiter)
-        remove_tree(self.temporary)
+        remove_tree(self.temporary.parent)
         result = self.result()
         document = json.dumps(result.to_json())
         error = keep(document, self.options.state, self.waiter, self.lock)
