@@ -49,7 +49,6 @@ class Freezer:
         self.thawing_at: float | None = None
         self.cause = ""  # why the guard thawed
         self.lost = ""  # why the guard is no longer counted on
-        self.presync_rounds = 0
         self.unlocked = 0  # errno, if the guard could not lock its memory
         self._run, self._session = run, session
         self._timeout, self._hold, self._waiter = timeout, hold, waiter
@@ -186,8 +185,6 @@ class Freezer:
             self.held_at = now
         elif event == "thawing":
             self.cause, self.thawing_at = value, now
-        elif event == "presynced":
-            self.presync_rounds = int(value)
         elif event == "ready":
             self.unlocked = int(value)
         elif f is None:
@@ -296,7 +293,7 @@ class Freezer:
         """Wait until the guard has said `event`, or is done, or is lost."""
         deadline = time.monotonic() + patience
         early = event in ("presynced", "held")
-        while not self.lost and not self._said & {event, "done"}:
+        while self._answers >= 0 and not self.lost and not self._said & {event, "done"}:
             if early and (self._waiter.interrupted or "thawing" in self._said):
                 return
             if time.monotonic() >= deadline:
