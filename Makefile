@@ -9,7 +9,7 @@ PACKAGES := python3-distro python3-sdnotify python3-jsonschema \
 	qemu-guest-agent shellcheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format bench install install-data clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,35 @@ format: setup ## rewrite the sources as the formatter wants them
 
 bench: setup ## measure against qemu-ga and fsfreeze (root, about 20 minutes)
 	$(RUN) -m bench
+
+# --- installing: what is the same in every package ---
+
+PYTHONDIR ?= /usr/lib/python3/dist-packages
+UNITDIR   ?= /usr/lib/systemd/system
+ZSHDIR    ?= /usr/share/zsh/vendor-completions
+DATA      := $(DESTDIR)/usr/share
+
+install: install-data ## install everything below DESTDIR, as the packages have it
+	install -D -m 755 bin/vmsnap $(DESTDIR)/usr/bin/vmsnap
+	install -d $(DESTDIR)$(PYTHONDIR)/vmsnap
+	install -m 644 vmsnap/*.py vmsnap/*.json vmsnap/py.typed $(DESTDIR)$(PYTHONDIR)/vmsnap
+
+install-data: ## install everything but the Python package: units, catalogues, manual, completion
+	install -d -m 700 $(addprefix $(DESTDIR)/etc/vmsnap/,apps.d scripts vmsnap.conf.d) \
+	    $(DESTDIR)/var/lib/vmsnap
+	chmod 700 $(DESTDIR)/etc/vmsnap
+	install -m 600 etc/vmsnap.conf $(DESTDIR)/etc/vmsnap/vmsnap.conf
+	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)/usr/lib/systemd/catalog
+	install -m 644 systemd/* $(DESTDIR)$(UNITDIR)
+	$(PYTHON) -B -m vmsnap.catalog en > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.catalog
+	$(PYTHON) -B -m vmsnap.catalog es > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.es.catalog
+	for section in 1 5 8; do \
+	    install -d $(DATA)/man/man$$section && \
+	    install -m 644 man/*.$$section $(DATA)/man/man$$section || exit 1; \
+	done
+	install -D -m 644 completions/vmsnap.bash $(DATA)/bash-completion/completions/vmsnap
+	install -D -m 644 completions/vmsnap.zsh $(DESTDIR)$(ZSHDIR)/_vmsnap
+	install -D -m 644 completions/vmsnap.fish $(DATA)/fish/vendor_completions.d/vmsnap.fish
 
 clean: ## remove what was built
 	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache ./*.egg-info

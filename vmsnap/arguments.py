@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 from vmsnap import __version__
 from vmsnap.consistency import Level
@@ -19,10 +20,41 @@ examples:
   vmsnap check                        is everything right? (changes nothing)
   vmsnap plan                         which filesystems would be frozen, and why not the others
   vmsnap run -- ./take-snapshot       quiesce, freeze, run the command, thaw, resume
-  vmsnap status                       how the last session went
+  vmsnap freeze && ./take-snapshot; vmsnap thaw
+                                      the same in two halves, held by systemd in between
+  vmsnap status                       the session in progress, or how the last one went
+  vmsnap history --since yesterday    sessions, read back from the journal
+  vmsnap plot 3f2a > session.svg      what happened when in one of them
   vmsnap thaw --force                 emergency exit: thaw what a killed session left frozen
 
 exit codes: 0 succeeded, 1 failed, 2 usage, 75 another session is in progress, 77 not root
+"""
+FREEZE_EXAMPLES = """\
+examples:
+  vmsnap freeze --hold 30 && ./take-snapshot; vmsnap thaw
+  vmsnap freeze --require application --json
+  vmsnap freeze --only /srv --only /var/lib/postgresql
+
+Returns when everything is frozen, or says why not. The session is vmsnap-session.service from then
+on: `vmsnap thaw` or `systemctl stop vmsnap-session` ends it, and so does the end of the hold.
+Interrupting `vmsnap freeze` (Ctrl-C) ends it too; killing it does not.
+"""
+THAW_EXAMPLES = """\
+examples:
+  vmsnap thaw             thaw, run post-scripts, say what the snapshot is worth
+  vmsnap thaw --force     thaw what a killed session left frozen
+
+Exits with 1 if the hold had expired meanwhile: a snapshot that was not finished by then is none.
+"""
+HISTORY_EXAMPLES = """\
+examples:
+  vmsnap history --since yesterday
+  vmsnap history --since '2026-11-01 00:00'
+  vmsnap history --json | jq -r '.[] | select(.outcome == "failed") | .session'
+"""
+PLOT_EXAMPLES = """\
+examples:
+  vmsnap plot 3f2a > session.svg
 """
 RUN_EXAMPLES = """\
 examples:
@@ -32,6 +64,7 @@ examples:
   vmsnap run --only /srv --only /var/lib/postgresql -- ./take-snapshot
   vmsnap run --json -- ./take-snapshot 2>/dev/null | jq .consistency
 
+Without COMMAND, that of [snapshot] command= in vmsnap.conf is run.
 COMMAND finds VMSNAP_SESSION and VMSNAP_CONSISTENCY in its environment. It must not write to a
 frozen filesystem: it would wait for the thaw. Its output appears after the thaw.
 """
@@ -81,9 +114,12 @@ def parser() -> argparse.ArgumentParser:
         epilog: str = "",
         usage: str | None = None,
     ) -> argparse.ArgumentParser:
+        listed: dict[str, Any] = (
+            {"help": words} if name != "session" else {}
+        )  # nobody but the unit needs it
         sub = commands.add_parser(
             name,
-            help=words,
+            **listed,
             description=words[0].upper() + words[1:] + ".",
             parents=[*parents, common],
             epilog=epilog,
@@ -94,26 +130,42 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(parser=sub)
         return sub
 
-    run = command(
-        "run",
-        "take a snapshot with COMMAND while everything is quiesced and frozen",
-        selection,
-        epilog=RUN_EXAMPLES,
-        usage="vmsnap run [options] -- COMMAND [ARGUMENT...]",
-    )
-    run.add_argument(
+    session = argparse.ArgumentParser(add_help=False)
+    session.add_argument(
         "--hold", type=seconds, metavar="SECONDS", help="thaw after this time at the latest (60)"
     )
-    run.add_argument(
+    session.add_argument(
         "--require",
         type=level,
         metavar="LEVEL",
         help="take no snapshot below crash, filesystem or application consistency",
     )
-    run.add_argument(
+    session.add_argument(
         "--no-fsfreeze", action="store_true", help="the platform's agent freezes, vmsnap does not"
     )
-    command("check", "check configuration, scripts and filesystems", selection)
+    command(
+        "run",
+        "take a snapshot with COMMAND while everything is quiesced and frozen",
+        selection,
+        session,
+        epilog=RUN_EXAMPLES,
+        usage="vmsnap run [options] [-- COMMAND [ARGUMENT...]]",
+    )
+    command(
+        "freeze",
+        "quiesce and freeze, and hold that until `vmsnap thaw`",
+        selection,
+        session,
+        epilog=FREEZE_EXAMPLES,
+    )
+    thaw = command("thaw", "end what `vmsnap freeze` began", epilog=THAW_EXAMPLES)
+    thaw.add_argument("--force", action="store_true", help="thaw what a killed session left frozen")
+    check = command("check", "check configuration, scripts and filesystems", selection)
+    check.add_argument(
+        "--watch",
+        action="store_true",
+        help="and have systemd check again when a script's directory changes",
+    )
     command(
         "plan",
         "show which filesystems would be frozen, and in which order",
@@ -126,13 +178,12 @@ def parser() -> argparse.ArgumentParser:
     )
     init.add_argument("name", metavar="NAME", help="a plain word: postgresql")
     command("status", "show the session in progress, or how the last one went")
-    thaw = command("thaw", "thaw what a killed session left frozen")
-    thaw.add_argument(
-        "--force",
-        action="store_true",
-        required=True,
-        help="thaw everything that the list in the run directory names",
-    )
+    past = command("history", "show past sessions, newest first", epilog=HISTORY_EXAMPLES)
+    past.add_argument("--since", default="", metavar="TIME", help="as journalctl takes it")
+    plot = command("plot", "draw what happened in a session, as SVG", epilog=PLOT_EXAMPLES)
+    plot.add_argument("session", metavar="SESSION", help="its UUID, or the beginning of it")
+    unit = command("session", "the main process of vmsnap-session.service")
+    unit.add_argument("--stopped", action="store_true", help="its ExecStopPost=")
     return top
 
 

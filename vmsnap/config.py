@@ -56,7 +56,7 @@ class Settings:
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     require: Level | None = None
-    command: str = ""
+    command: tuple[str, ...] = ()
     kill_grace: float = 5.0
     textfile: str = ""
 
@@ -253,6 +253,11 @@ def level(value: str) -> Level:
     raise ValueError("crash, filesystem or application")
 
 
+def command_line(value: str) -> tuple[str, ...]:
+    """Words as a shell splits them, but there is no shell. Unlike a list it does not grow."""
+    return tuple(shlex.split(value))
+
+
 def absolute(value: str) -> str:
     if value and not value.startswith("/"):
         raise ValueError("an absolute path")
@@ -265,7 +270,7 @@ SETTINGS: dict[tuple[str, str], tuple[str, Callable[[str], Any]]] = {
     ("freeze", "only"): ("only", shlex.split),
     ("freeze", "exclude"): ("exclude", shlex.split),
     ("snapshot", "require"): ("require", level),
-    ("snapshot", "command"): ("command", str),
+    ("snapshot", "command"): ("command", command_line),
     ("scripts", "kill_grace"): ("kill_grace", seconds(0, 600)),
     ("metrics", "textfile"): ("textfile", absolute),
 }

@@ -45,8 +45,10 @@ AT_MOST = {
     Kind.HOLD_EXPIRED: Level.CRASH,
     Kind.THAWED_EARLY: Level.CRASH,
     Kind.GUARD_LOST: Level.CRASH,
+    Kind.ENGINE_LOST: Level.NONE,
     Kind.SNAPSHOT_FAILED: Level.NONE,
     Kind.SESSION_IN_PROGRESS: Level.NONE,
+    Kind.NO_SESSION: Level.NONE,
     Kind.INCORRECT_SETTINGS: Level.NONE,
 }
 

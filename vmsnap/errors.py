@@ -72,6 +72,14 @@ class Kind(Enum):
         "snapshot again",
         "069fd9f35dca4939aedc43aa0a530704",
     )
+    ENGINE_LOST = (
+        "EngineLost",
+        129,
+        "The process that ran the session was killed; the filesystems were thawed in its place",
+        "Find out who killed it (the kernel's log names victims of memory shortage, `systemctl "
+        "status` a watchdog) and take the snapshot again: the one in progress cannot be relied on",
+        "212ee4753fc54aac95464b84277a04fa",
+    )
     SNAPSHOT_FAILED = (
         "SnapshotFailed",
         130,
@@ -85,6 +93,13 @@ class Kind(Enum):
         "Another session is in progress on this machine",
         "Wait until it has ended; `vmsnap status` shows it",
         "35107c9323dd466493550a79e82fc3cc",
+    )
+    NO_SESSION = (
+        "NoSession",
+        142,
+        "There is no held session to thaw",
+        "Begin one with `vmsnap freeze`; `vmsnap status` shows how the last one ended",
+        "62acd3989a9245779dc95ab3dcc71c50",
     )
     INCORRECT_SETTINGS = (
         "IncorrectSettings",

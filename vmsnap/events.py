@@ -13,8 +13,10 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FrameType
+
+PULSE = 1.0  # seconds
 
 
 class Waiter:
@@ -22,11 +24,15 @@ class Waiter:
     stop.
 
     A stop from the terminal (Ctrl-Z) is ignored: it would leave the filesystems frozen until the
-    guard's deadline. SIGCHLD wakes the wait and says nothing.
+    guard's deadline. SIGCHLD wakes the wait and says nothing. `pulse` is called once a second by
+    whoever waits here.
     """
+
+    pulse: Callable[[], None] | None = None
 
     def __init__(self, stop_signals: Iterable[signal.Signals]) -> None:
         self.interrupted = ""
+        self._next_pulse = 0.0
         self._woken, wake = os.pipe()
         for fd in (self._woken, wake):
             os.set_blocking(fd, False)
@@ -41,7 +47,12 @@ class Waiter:
 
     def wait(self, fds: Iterable[int], deadline: float | None = None) -> set[int]:
         """Return those of `fds` that can be read or have hung up; none at the deadline (monotonic,
-        seconds), and perhaps none after a signal."""
+        seconds), and perhaps none after a signal or a pulse."""
+        if self.pulse and time.monotonic() >= self._next_pulse:
+            self.pulse()
+            self._next_pulse = time.monotonic() + PULSE
+        if self.pulse and (deadline is None or deadline > self._next_pulse):
+            deadline = self._next_pulse
         poll = select.poll()
         for fd in (*fds, self._woken):
             poll.register(fd, select.POLLIN)

@@ -102,6 +102,7 @@ class Freezer:
         """Write down what may be frozen, for those who come after us."""
         listed = {
             "session": self._session,
+            "invocation": os.environ.get("INVOCATION_ID", ""),
             "guard": self._pid,
             "rcu_expedited": self._rcu_expedited,
             "filesystems": [
@@ -152,16 +153,23 @@ class Freezer:
         return self.held_at is not None and not self.cause and not self.lost
 
     def fds(self) -> list[int]:
-        """What to wait for during the hold, before hear()."""
+        """What to wait for during the hold, before hear_or_replace()."""
         return [self._answers] if self.holding else []
 
     def deadline(self) -> float:
-        """When the guard must have thawed by itself, at the latest; then call overdue()."""
+        """When the guard must have thawed by itself, at the latest."""
         return (self.held_at or 0.0) + self._hold + ANSWER
 
     def overdue(self) -> None:
         self.cause = "expired"
         self._lose(f"the guard did not thaw after {self._hold:g} s")
+
+    def hear_or_replace(self) -> None:
+        """hear(), and do what the guard has failed to do by the deadline."""
+        if self.holding:
+            self.hear()
+            if self.holding and time.monotonic() >= self.deadline():
+                self.overdue()
 
     def hear(self) -> None:
         """Take in what the guard says. When it is gone, thaw in its place."""

@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The result of a session, put together from everything that took part in it, and kept."""
+"""The result of a session, put together from everything that took part in it, kept and told."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from vmsnap import progress
 from vmsnap.config import App
 from vmsnap.consistency import Level
+from vmsnap.errors import Failure, Kind
 from vmsnap.events import Waiter
 from vmsnap.files import write_atomically
 from vmsnap.freezer import Freezer
+from vmsnap.journal import Event, Journal, Priority
 from vmsnap.process import in_child
-from vmsnap.record import Record
+from vmsnap.record import Record, tell_failure
 from vmsnap.result import (
     LAST,
     AppResult,
@@ -24,9 +30,9 @@ from vmsnap.result import (
     SnapshotResult,
     TimelineEvent,
     error_result,
+    refused,
 )
 from vmsnap.scripts import ScriptRun
-from vmsnap.snapshot import Command
 
 KEEP_PATIENCE = 10.0  # seconds for the result to be written
 
@@ -40,7 +46,7 @@ def result_of(
     apps: Iterable[App],
     runs: Mapping[tuple[str, str], ScriptRun],
     freezer: Freezer | None,
-    command: Command | None,
+    snapshot: SnapshotResult | None,
 ) -> Result:
     """`level` is NONE if no snapshot was taken; `runs` are by app and phase."""
 
@@ -66,7 +72,7 @@ def result_of(
             AppResult(app.name, app.config, script(app, "pre"), script(app, "post")) for app in apps
         ),
         filesystems=freezer.results() if freezer else (),
-        snapshot=snapshot_result(command),
+        snapshot=snapshot,
         timeline=tuple(
             TimelineEvent(round(at - record.began, 6), event, subject)
             for at, event, subject in sorted(events)
@@ -74,25 +80,67 @@ def result_of(
     )
 
 
-def snapshot_result(command: Command | None) -> SnapshotResult | None:
-    if command is None or command.ending is None:
-        return None
-    return SnapshotResult(tuple(command.argv), command.ending.exit, round(command.seconds, 6))
+def tell_end(journal: Journal, result: Result) -> None:
+    """The record that `vmsnap history` and `vmsnap plot` read."""
+    journal.send(
+        f"Session {result.session} ended: {result.outcome}, {result.consistency} consistency",
+        Event.ENDED.value,
+        Priority.NOTICE if result.ok else Priority.ERROR,
+        VMSNAP_PHASE="report",
+        VMSNAP_CONSISTENCY=result.consistency,
+        VMSNAP_RESULT=json.dumps(result.to_json()),
+    )
 
 
-def keep(document: str, state: Path, waiter: Waiter, lock: int) -> str:
-    """Write the result to the state directory; return what was wrong, in words. In a child, since
-    it may lie on a filesystem that would not thaw, or that somebody else has frozen."""
+def keep(result: Result, run: Path, state: Path, waiter: Waiter, lock: int) -> str:
+    """Write the result to the run directory, and for after the next boot to the state directory;
+    return what was wrong, in words."""
+    document = json.dumps(result.to_json()).encode() + b"\n"
 
-    def write(told: int) -> None:
+    def write() -> None:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(state / LAST, document, 0o600)
+
+    with contextlib.suppress(OSError):  # a full tmpfs; the other one is still written
+        write_atomically(run / LAST, document, 0o600)
+    error = written_in_child(write, "vmsnap-result", waiter, lock)
+    return error and f"cannot write the result to {state}: {error}"
+
+
+def written_in_child(write: Callable[[], None], name: str, waiter: Waiter, lock: int) -> str:
+    """Write a file that may lie on a filesystem that would not thaw, or that somebody else has
+    frozen. Return what was wrong, in words."""
+
+    def attempt(told: int) -> None:
         try:
-            state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(state / LAST, document.encode() + b"\n", 0o600)
+            write()
         except OSError as e:
             os.write(told, (e.strerror or str(e)).encode())
 
     try:
-        error = in_child(write, "vmsnap-result", {lock}, waiter, KEEP_PATIENCE)
+        error = in_child(attempt, name, {lock}, waiter, KEEP_PATIENCE)
     except OSError as e:
         return f"cannot start a process for it: {e.strerror}"
     return "it takes too long" if error is None else error.decode()
+
+
+def report_lost(run: Path, state: Path, waiter: Waiter, lock: int, invocation: str = "") -> None:
+    """If the session whose progress is written down was killed, give it the result that it could
+    not write: there is no snapshot to rely on. With `invocation`, only a session of that
+    invocation of a unit (systemd.exec(5), INVOCATION_ID). To be called with the lock held."""
+    found = progress.read(run)
+    if found is None or (invocation and found.invocation != invocation):
+        return
+    message = f"the process of session {found.session} was killed in phase {found.phase}"
+    failure = Failure(Kind.ENGINE_LOST, found.phase, "", message)
+    result = replace(
+        refused(failure),
+        session=found.session,
+        required=found.required,
+        started=found.started,
+    )
+    journal = Journal({"VMSNAP_SESSION": found.session})
+    tell_failure(journal, failure, "none")
+    keep(result, run, state, waiter, lock)
+    tell_end(journal, result)
+    progress.forget(run, found.session)

@@ -14,14 +14,12 @@ from vmsnap.consistency import Level
 from vmsnap.errors import Failure
 from vmsnap.journal import Event, Journal, Priority
 
-# Which field of a record names what a failure is about.
+# Which field of a record names what a failure is about; VMSNAP_SUBJECT if none of these.
 SUBJECT_FIELD = {
-    "check": "VMSNAP_SUBJECT",
     "pre": "VMSNAP_APP",
     "post": "VMSNAP_APP",
     "freeze": "VMSNAP_MOUNT",
     "thaw": "VMSNAP_MOUNT",
-    "snapshot": "VMSNAP_SUBJECT",
     "presync": "VMSNAP_MOUNT",
 }
 
@@ -62,14 +60,18 @@ class Record:
         """Remember what went wrong. True if anything did."""
         for failure in failures:
             self.failures.append(failure)
-            self.journal.send(
-                f"{failure.kind.label}: {failure.message}",
-                failure.kind.message_id,
-                Priority.ERROR,
-                VMSNAP_PHASE=failure.phase,
-                VMSNAP_ERROR=failure.kind.label,
-                VMSNAP_CODE=str(failure.kind.code),
-                VMSNAP_CONSISTENCY=self.level().word,
-                **{SUBJECT_FIELD[failure.phase]: failure.subject},
-            )
+            tell_failure(self.journal, failure, self.level().word)
         return bool(failures)
+
+
+def tell_failure(journal: Journal, failure: Failure, consistency: str) -> None:
+    journal.send(
+        f"{failure.kind.label}: {failure.message}",
+        failure.kind.message_id,
+        Priority.ERROR,
+        VMSNAP_PHASE=failure.phase,
+        VMSNAP_ERROR=failure.kind.label,
+        VMSNAP_CODE=str(failure.kind.code),
+        VMSNAP_CONSISTENCY=consistency,
+        **{SUBJECT_FIELD.get(failure.phase, "VMSNAP_SUBJECT"): failure.subject},
+    )

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from vmsnap.errors import Problem, Severity
-from vmsnap.result import ErrorResult, Result, ScriptResult, TimelineEvent
+from vmsnap.progress import Progress
+from vmsnap.result import ErrorResult, Result, ScriptResult
 from vmsnap.storage import Action, Plan
 
 WIDTH = 80
@@ -145,24 +146,91 @@ def duration(seconds: float) -> str:
     return f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
 
-PHASES = ("check", "pre", "presync", "freeze", "snapshot", "thaw", "post", "report")
+def held(progress: Progress, paint: Paint) -> str:
+    """What the caller of `vmsnap freeze` wants to know once it holds."""
+    left = duration(progress.hold_left or 0.0)
+    return "\n".join(
+        [
+            f"Session {progress.session} {paint('holds', 'success')}: {what_is_held(progress)}",
+            f"  {progress.consistency}-consistent so far",
+            f"  take the snapshot and run `vmsnap thaw`, within {left}",
+        ]
+    )
+
+
+def in_progress(progress: Progress) -> str:
+    lines = [
+        f"Session {progress.session} in progress, of process {progress.engine}",
+        f"  started {progress.started}",
+        f"  phase {progress.phase}, {progress.consistency}-consistent so far",
+    ]
+    if progress.hold_left is not None:
+        end = "`vmsnap thaw` ends it" if progress.held else "until its command ends"
+        left = f"{progress.hold_left:.0f} s left"
+        lines.append(f"  holding {what_is_held(progress)}, {left}; {end}")
+    return "\n".join(lines)
+
+
+def lost(progress: Progress, paint: Paint) -> str:
+    return (
+        f"Session {progress.session} {paint('was killed', 'failed')} in phase {progress.phase}; "
+        "see `vmsnap thaw --force`"
+    )
+
+
+def what_is_held(progress: Progress) -> str:
+    count = len(progress.filesystems)
+    if count:
+        return f"{count} filesystem{'s' if count > 1 else ''} frozen"
+    return f"{', '.join(progress.apps) or 'nothing'} quiesced, nothing frozen"
+
+
+def history_table(sessions: Iterable[Result], paint: Paint) -> str:
+    """One line for each session, within 80 columns."""
+    shown = list(sessions)
+    if not shown:
+        return "The journal knows no session."
+    rows = [
+        (
+            result.started[:19].replace("T", " "),
+            result.session[:8],
+            result.outcome,
+            result.consistency,
+            duration(result.seconds),
+            duration(result.frozen_seconds),
+            "" if not result.errors else cut(result.errors[0].name, 14),
+        )
+        for result in shown
+    ]
+    header, *lines = table(
+        ("STARTED", "SESSION", "OUTCOME", "LEVEL", "TOOK", "STALL", "FIRST ERROR"), rows
+    )
+    painted = [
+        line.replace(result.outcome, paint(result.outcome, result.outcome), 1)
+        for line, result in zip(lines, shown)
+    ]
+    return "\n".join([header, *painted])
+
+
+def cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
 BAR = 40
 
 
 def timeline(result: Result) -> str:
     """The phases to scale, and what each filesystem went through."""
-    starts = [event for event in result.timeline if event.event in PHASES]
-    ends = [event.at for event in starts[1:]] + [result.seconds]
     total = max(result.seconds, 1e-9)
     lines = ["Timeline"]
-    for event, end in zip(starts, ends):
-        left = round(event.at / total * BAR)
-        length = max(round((end - event.at) / total * BAR), 1)
+    for name, begin, end in result.phases():
+        left = round(begin / total * BAR)
+        length = max(round((end - begin) / total * BAR), 1)
         left = min(left, BAR - length)
-        bar = " " * left + ("█" if event.event in FROZEN_PHASES else "▒") * length
+        bar = " " * left + ("█" if name in FROZEN_PHASES else "▒") * length
         lines.append(
-            f"  {event.event:<9} {duration(event.at):>9}  {bar:<{BAR}}  "
-            f"{duration(end - event.at)}{detail(event, result)}"
+            f"  {name:<9} {duration(begin):>9}  {bar:<{BAR}}  "
+            f"{duration(end - begin)}{detail(name, result)}"
         )
     if result.filesystems:
         rows = [
@@ -184,8 +252,8 @@ def timeline(result: Result) -> str:
 FROZEN_PHASES = ("freeze", "snapshot", "thaw")
 
 
-def detail(event: TimelineEvent, result: Result) -> str:
-    if event.event == "snapshot" and result.snapshot:
+def detail(phase: str, result: Result) -> str:
+    if phase == "snapshot" and result.snapshot:
         program, *arguments = result.snapshot.command
         return "  " + printable(" ".join([program.rpartition("/")[2], *arguments]))[:30]
     return ""

@@ -11,7 +11,8 @@ from typing import Any
 from vmsnap.errors import Failure
 
 VERSION = 1
-LAST = "last-result.json"  # in the state directory
+LAST = "last-result.json"  # in the run directory, and for after a boot in the state directory
+PHASES = ("check", "pre", "presync", "freeze", "snapshot", "thaw", "post", "report")
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,12 @@ class Result:
     def snapshot_taken(self) -> bool:
         return self.consistency != "none"
 
+    def phases(self) -> tuple[tuple[str, float, float], ...]:
+        """(name, begin, end) of each phase that there was, in seconds since the start."""
+        begins = [event for event in self.timeline if event.event in PHASES]
+        ends = [*(event.at for event in begins[1:]), self.seconds]
+        return tuple((event.event, event.at, end) for event, end in zip(begins, ends))
+
     def to_json(self) -> dict[str, Any]:
         return {"version": VERSION, **asdict(self)}
 
@@ -129,7 +136,11 @@ def from_json(document: dict[str, Any]) -> Result:
             tuple(snapshot["command"]), snapshot["exit"], snapshot["seconds"]
         )
     fields["timeline"] = tuple(TimelineEvent(**e) for e in fields["timeline"])
-    return Result(**fields)
+    result = Result(**fields)
+    for seconds in (result.seconds, result.frozen_seconds, *(e.at for e in result.timeline)):
+        if not isinstance(seconds, (int, float)):
+            raise TypeError(f"found {seconds!r}, expected a number of seconds")
+    return result
 
 
 def new_session_id() -> str:

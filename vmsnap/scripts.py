@@ -30,6 +30,9 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TAIL_BYTES = 4096
 LINE_BYTES = 16384  # a line without an end is cut into pieces of this size
 SUPERVISOR_PATIENCE = 10.0  # seconds that a supervisor may take longer than its script and the kill
+# Records for the output of all scripts of a session. journald takes 10,000 in 30 s and then drops
+# what comes, the session's own records among it (RateLimitBurst=, journald.conf(5)).
+LINES = 8000
 ATTEMPTS_TOLD = 100  # a script that fails at once can be started a million times
 PREFIX = re.compile(rb"<([0-7])>")  # sd-daemon(3)
 
@@ -60,8 +63,15 @@ class AppScripts:
     """The engine's side: start the scripts of one app and hear how they ended."""
 
     def __init__(
-        self, app: App, session: str, run: Path, grace: float, lock: int, journal: Journal
-    ):
+        self,
+        app: App,
+        session: str,
+        run: Path,
+        grace: float,
+        lock: int,
+        journal: Journal,
+        lines: int = LINES,
+    ) -> None:
         self.app = app
         self.pre_started = False
         self._grace = grace
@@ -71,7 +81,7 @@ class AppScripts:
         self._env: dict[str, str] = {}
         self._replaced = False
         self._lock = lock
-        self._runner = Runner(app, session, run, grace, journal)
+        self._runner = Runner(app, session, run, grace, journal, lines)
         make_private(self._runner.directory)
         self._link = self._supervise()
 
@@ -160,9 +170,12 @@ def run_scripts(
 class Runner:
     """The supervisor's side: runs in a fork of the engine, one for each app."""
 
-    def __init__(self, app: App, session: str, run: Path, grace: float, journal: Journal):
+    def __init__(
+        self, app: App, session: str, run: Path, grace: float, journal: Journal, lines: int
+    ) -> None:
         self.app, self.run, self.grace = app, run, grace
         self.directory = run / "scripts" / session / app.name
+        self.room = {"pre": lines // 2, "post": lines // 2}  # records of output, over all attempts
         self.journal = Journal({**journal.fields, "VMSNAP_APP": app.name})
         self.environment = {
             "PATH": PATH,
@@ -186,6 +199,7 @@ class Runner:
                 f"The session ended before its time; running the post-script of {self.app.name}",
                 Event.NOTE.value,
                 Priority.WARNING,
+                VMSNAP_PHASE="post",
             )
             abandoned = {"VMSNAP_OUTCOME": "failed", "VMSNAP_CONSISTENCY": "none"}
             self.run_script(supervisor, "post", abandoned)
@@ -232,7 +246,7 @@ class Runner:
     ) -> tuple[Ending, str]:
         """Start the script once. Its output goes to the journal; the end of it is returned."""
         before = supervisor.living()  # what a successful pre-script left running
-        output = Output(self.journal, phase)
+        output = Output(self.journal, phase, self.room[phase])
         read, write = os.pipe()
         os.set_blocking(read, False)
         null = os.open("/dev/null", os.O_RDONLY)
@@ -259,14 +273,17 @@ class Runner:
             supervisor.end_everything(self.grace, before, read, output.take)
             os.close(read)
         output.end()
+        self.room[phase] = output.room
         return ending, output.tail.decode("utf-8", "replace")
 
 
 class Output:
-    """Cuts a script's output into lines for the journal and keeps its end."""
+    """Cuts a script's output into lines for the journal, of which there is `room` for so many, and
+    keeps its end."""
 
-    def __init__(self, journal: Journal, phase: str) -> None:
-        self.journal, self.phase = journal, phase
+    def __init__(self, journal: Journal, phase: str, room: int = LINES) -> None:
+        self.journal, self.phase, self.room = journal, phase, room
+        self.left_out = 0
         self.tail = b""
         self._line = b""
 
@@ -283,13 +300,22 @@ class Output:
         if self._line:
             self.record(self._line)
         self._line = b""
+        if self.left_out:
+            words = f"{self.left_out} more lines of output are left out"
+            self.send(words, Event.NOTE, Priority.WARNING, "vmsnap")
 
     def record(self, line: bytes) -> None:
+        if self.room == 0:
+            self.left_out += 1
+            return
+        self.room -= 1
         prefix = PREFIX.match(line)
-        self.journal.send(
+        self.send(
             line[3 if prefix else 0 :].decode("utf-8", "replace"),
-            Event.SCRIPT_OUTPUT.value,
+            Event.SCRIPT_OUTPUT,
             Priority(min(max(int(prefix[1]), 3), 6)) if prefix else Priority.INFO,
-            identifier="vmsnap-script",
-            VMSNAP_PHASE=self.phase,
+            "vmsnap-script",
         )
+
+    def send(self, words: str, event: Event, priority: Priority, identifier: str) -> None:
+        self.journal.send(words, event.value, priority, identifier, VMSNAP_PHASE=self.phase)

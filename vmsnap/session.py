@@ -3,13 +3,13 @@
 
 The only module that knows this order. Each step that changes something pushes its undo, and every
 undo runs, whatever became of the others. How a failure lowers the consistency stands in
-consistency.py.
+consistency.py, and how the snapshot comes to be in run.py (a command takes it) and unit.py
+(whoever started the unit does).
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import traceback
 from collections.abc import Callable
@@ -17,20 +17,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmsnap import checks, snapshot
+from vmsnap import checks, progress
 from vmsnap.consistency import Level, consistency
 from vmsnap.errors import SCRIPT, Failure, Kind, Severity
 from vmsnap.events import Waiter
 from vmsnap.files import make_private, remove_tree
 from vmsnap.flush import flush_gently
 from vmsnap.freezer import Freezer
-from vmsnap.hold import hold
 from vmsnap.journal import Event, Journal, Priority
-from vmsnap.outcome import keep, result_of
+from vmsnap.metrics import write_metrics
+from vmsnap.outcome import keep, report_lost, result_of, tell_end
+from vmsnap.progress import Progress
 from vmsnap.record import Record
-from vmsnap.result import Result, new_session_id
-from vmsnap.scripts import AppScripts, ScriptRun, run_scripts
-from vmsnap.storage import count_disks, make_plan
+from vmsnap.result import Result, SnapshotResult, new_session_id
+from vmsnap.scripts import LINES, AppScripts, ScriptRun, run_scripts
+from vmsnap.storage import Action, count_disks, make_plan
 from vmsnap.thaw import FROZEN_LIST, ListUnreadable, thaw_listed
 
 
@@ -38,7 +39,7 @@ from vmsnap.thaw import FROZEN_LIST, ListUnreadable, thaw_listed
 class Options:
     """What the caller of a session decides. None and () leave it to the settings."""
 
-    command: tuple[str, ...]
+    command: tuple[str, ...] = ()
     etc: Path = Path("/etc")
     run: Path = Path("/run/vmsnap")
     state: Path = Path("/var/lib/vmsnap")
@@ -52,6 +53,8 @@ class Options:
 class Session:
     """One session. Owns the lock that it was given, and everything it starts until it has ended."""
 
+    held = False  # by a unit, and not by a command
+
     def __init__(
         self,
         options: Options,
@@ -63,19 +66,20 @@ class Session:
         self.id = session or new_session_id()
         self.options, self.lock, self.waiter = options, lock, waiter
         self.journal = Journal({"VMSNAP_SESSION": self.id})
-        self.record = Record(self.journal, show, lambda: self.level)
+        self.shown = show
+        self.record = Record(self.journal, self.show, lambda: self.level)
         self.runs: dict[tuple[str, str], ScriptRun] = {}
         self.started = datetime.datetime.now(datetime.timezone.utc).astimezone()
         self.found = checks.Inspection()
         self.scripts: list[AppScripts] = []
         self.freezer: Freezer | None = None
-        self.command: snapshot.Command | None = None
         self.required = Level.CRASH
         self.interruption_told = False
         self.temporary = options.run / "tmp" / self.id
         self.may_freeze = True
         self.taken = False
         self.thawed = False
+        self.hold_ends: float | None = None  # monotonic seconds
 
     def take(self) -> Result:
         """Run the whole session and return its result."""
@@ -96,6 +100,21 @@ class Session:
             message = f"found an error that nobody expected: {type(e).__name__}: {e}"
             self.record.fail(Failure(Kind.SNAPSHOT_FAILED, self.record.phase, "", message))
         return self.report()
+
+    # --- what run.py and unit.py fill in ---------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Make ready what takes the snapshot, while nothing is quiesced yet."""
+
+    def snapshot(self) -> None:
+        """Let the snapshot be taken, thaw, and set `taken` if it was."""
+        raise NotImplementedError
+
+    def dismiss(self) -> None:
+        """Let go of what took the snapshot."""
+
+    def snapshot_result(self) -> SnapshotResult | None:
+        return None
 
     # --- the level -----------------------------------------------------------------------------
 
@@ -130,6 +149,7 @@ class Session:
     # --- the phases ----------------------------------------------------------------------------
 
     def check(self) -> None:
+        report_lost(self.options.run, self.options.state, self.waiter, self.lock)
         self.record.enter("check", f"Session {self.id} begins", Event.STARTED)
         self.recover()
         self.found = checks.inspect(self.options.etc)
@@ -140,21 +160,11 @@ class Session:
             else:
                 self.record.note(problem.message)
         self.required = self.what_is_required()
-        path = snapshot.find(self.options.command[0])
-        if path is None:
-            message = f"found no program {self.options.command[0]!r}, expected one that can be run"
-            self.record.fail(
-                Failure(Kind.SNAPSHOT_FAILED, "check", self.options.command[0], message)
-            )
-        else:
-            grace = self.found.settings.kill_grace
-            self.command = snapshot.Command(
-                path, self.options.command, self.options.run, grace, self.lock
-            )
+        self.prepare()
 
     def recover(self) -> None:
-        """Clean up after a session that was killed together with its guard. We hold the lock, so
-        nobody else is about to."""
+        """Clean up after a session that was killed. We hold the lock, so nobody else is about
+        to."""
         left = ""
         try:
             if not thaw_listed(self.options.run, self.record.note):
@@ -176,10 +186,19 @@ class Session:
     def pre(self) -> None:
         self.record.enter("pre", "Running pre-scripts")
         grace = self.found.settings.kill_grace
-        for app in self.found.runnable:
+        apps = self.found.runnable
+        for app in apps:
             try:
                 self.scripts.append(
-                    AppScripts(app, self.id, self.options.run, grace, self.lock, self.journal)
+                    AppScripts(
+                        app,
+                        self.id,
+                        self.options.run,
+                        grace,
+                        self.lock,
+                        self.journal,
+                        LINES // len(apps),
+                    )
                 )
             except OSError as e:
                 kinds = SCRIPT["pre" if app.pre else "post"]
@@ -224,41 +243,6 @@ class Session:
             count = f"Froze {len(freezer.filesystems)} filesystems"
             self.record.tell(count, Event.FROZEN)
 
-    def snapshot(self) -> None:
-        """Run the command, and thaw as soon as it has ended."""
-        command = self.command
-        assert command
-        self.record.mark("snapshot")
-        self.record.phase = "snapshot"
-        env = {
-            "VMSNAP_SESSION": self.id,
-            "VMSNAP_CONSISTENCY": self.level.word,
-            "TMPDIR": str(self.temporary),  # /tmp may be frozen
-        }
-        command.start(self.hold_seconds, env)
-        ended = hold(command, self.freezer, self.waiter, self.hold_seconds, self.thaw)
-        self.record.mark("snapshot-ended")
-        self.thaw()
-        command.collect()
-        assert command.ending
-        self.taken = command.ending.ok
-        if ended == "expired":
-            message = f"found the snapshot still being taken after {self.hold_seconds:g} s"
-            self.record.fail(Failure(Kind.HOLD_EXPIRED, "snapshot", "", message))
-        if ended == "interrupted":
-            self.may_go_on()
-        elif not command.ending.ok:
-            self.snapshot_failed(command.ending.words)
-        elif command.lost:
-            self.snapshot_failed(
-                f"wrote {command.lost} bytes more than the {snapshot.OUTPUT_BYTES >> 20} MiB that "
-                "are kept in memory while frozen, so its output is not whole"
-            )
-
-    def snapshot_failed(self, words: str) -> None:
-        name = self.options.command[0]
-        self.record.fail(Failure(Kind.SNAPSHOT_FAILED, "snapshot", name, f"{name} {words}"))
-
     def thaw(self) -> None:
         if self.thawed:
             return
@@ -291,22 +275,17 @@ class Session:
 
     def report(self) -> Result:
         self.record.enter("report", "Reporting")
-        if self.command:
-            self.command.finish(self.waiter)
+        self.dismiss()
         remove_tree(self.temporary.parent)
         result = self.result()
-        document = json.dumps(result.to_json())
-        error = keep(document, self.options.state, self.waiter, self.lock)
-        if error:
-            self.record.note(f"cannot write the result to {self.options.state}: {error}")
-        self.journal.send(
-            f"Session {self.id} ended: {result.outcome}, {result.consistency} consistency",
-            Event.ENDED.value,
-            Priority.NOTICE if result.ok else Priority.ERROR,
-            VMSNAP_PHASE="report",
-            VMSNAP_CONSISTENCY=result.consistency,
-            VMSNAP_RESULT=document,
-        )
+        for trouble in (
+            keep(result, self.options.run, self.options.state, self.waiter, self.lock),
+            write_metrics(result, self.found.settings.textfile, self.waiter, self.lock),
+        ):
+            if trouble:
+                self.record.note(trouble)
+        tell_end(self.journal, result)
+        progress.forget(self.options.run, self.id)
         return result
 
     # --- scripts -------------------------------------------------------------------------------
@@ -352,5 +331,30 @@ class Session:
             self.found.apps,
             self.runs,
             self.freezer,
-            self.command,
+            self.snapshot_result(),
+        )
+
+    def show(self, phase: str) -> None:
+        """Let everybody see how far the session is; not while anything is frozen."""
+        self.publish(phase)
+        self.shown(phase)
+
+    def publish(self, phase: str) -> None:
+        """The same, in the run directory only."""
+        frozen = [f.entry for f in (self.freezer.filesystems if self.freezer else ())]
+        progress.write(
+            self.options.run,
+            Progress(
+                session=self.id,
+                phase=phase,
+                engine=os.getpid(),
+                invocation=os.environ.get("INVOCATION_ID", ""),
+                held=self.held,
+                consistency=self.level.word,
+                required=self.required.word,
+                started=self.started.isoformat(timespec="milliseconds"),
+                apps=tuple(app.name for app in self.found.runnable),
+                filesystems=tuple(e.mount for e in frozen if e.action is Action.FREEZE),
+                hold_ends=self.hold_ends if phase == "snapshot" else None,
+            ),
         )

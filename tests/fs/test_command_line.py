@@ -52,7 +52,10 @@ def test_check_fails_where_a_session_would(lab: Lab) -> None:
 
 def test_status_without_any_session_says_so(lab: Lab) -> None:
     outcome = lab.vmsnap("status", "--json")
-    assert (outcome.code, outcome.result) == (0, {"in_progress": None, "last": None})
+    assert (outcome.code, outcome.result) == (
+        0,
+        {"in_progress": None, "lost": None, "last": None},
+    )
 
 
 def test_status_fails_after_a_failed_session(lab: Lab) -> None:

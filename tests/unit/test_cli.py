@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from vmsnap import cli
+from vmsnap.commands import COMMANDS as COMMANDS_BY_NAME
 from vmsnap.consistency import Level
 from vmsnap.lock import acquire
 from vmsnap.result import LAST
@@ -23,8 +24,8 @@ from .test_result import FULL
 from .worlds import Etc, Machine
 
 OK, FAILED, USAGE, IN_PROGRESS, NOT_ROOT = 0, 1, 2, 75, 77
-COMMANDS = ["run", "check", "plan", "init", "status", "thaw"]
-NEEDED = {"run": ["--", "true"], "init": ["web"], "thaw": ["--force"]}
+COMMANDS = ["run", "freeze", "thaw", "check", "plan", "init", "status", "history", "plot"]
+NEEDED = {"run": ["--", "true"], "init": ["web"], "plot": ["3f2a"]}
 Capture = pytest.CaptureFixture[str]
 
 
@@ -54,7 +55,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[argparse.Namespace]:
         calls.append(arguments)
         return OK
 
-    monkeypatch.setitem(cli.COMMANDS, "run", record)
+    monkeypatch.setitem(COMMANDS_BY_NAME, "run", record)
     return calls
 
 
@@ -104,7 +105,6 @@ def test_every_command_takes_the_common_options(capsys: Capture, command: str) -
     [
         [],
         ["frobnicate"],
-        ["run"],
         ["run", "--"],
         ["run", "true"],
         ["run", "--only", "--", "true"],
@@ -113,7 +113,11 @@ def test_every_command_takes_the_common_options(capsys: Capture, command: str) -
         ["check", "--hold", "3"],
         ["plan", "extra"],
         ["init"],
-        ["thaw"],
+        ["freeze", "--", "true"],
+        ["freeze", "--run=/tmp"],
+        ["thaw", "--run=/tmp"],
+        ["plot"],
+        ["session"],
         ["--json"],
     ],
 )

@@ -39,9 +39,11 @@ TABLE = {
     "GuardLost": "crash",
     "ThawFailed": "crash",
     # no snapshot
+    "EngineLost": "none",
     "SnapshotFailed": "none",
     "SessionInProgress": "none",
     "IncorrectSettings": "none",
+    "NoSession": "none",
 }
 # Freezing is disabled by an app only, so a session without apps freezes.
 CONFIGURATIONS = [(True, True), (True, False), (False, True)]

@@ -31,8 +31,8 @@ DESIGNED = {
     "Pre-ScriptTimeout": 308,
     "Post-ScriptTimeout": 309,
 }
-# The design gives vmsnap's own settings no error, so this one is ours.
-OURS = {"IncorrectSettings": 141}
+# The design has no error for these: a killed engine, our own settings, nothing to thaw.
+OURS = {"EngineLost": 129, "IncorrectSettings": 141, "NoSession": 142}
 
 
 def test_names_and_codes_are_those_of_the_design() -> None:

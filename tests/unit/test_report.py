@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnap.cli import colourful
 from vmsnap.errors import Failure, Kind, Problem, Severity
 from vmsnap.mountinfo import Mount
 from vmsnap.report import Paint, plan_table, printable, problem_list, summary, table, timeline
 from vmsnap.result import AppResult, ErrorResult, FilesystemResult, ScriptResult, error_result
 from vmsnap.storage import Action, Entry, Plan
+from vmsnap.terminal import colourful
 
 from .test_result import FULL
 

@@ -70,7 +70,7 @@ def test_every_setting_is_taken_over() -> None:
         only=("/srv", "/home"),
         exclude=("/mnt/*",),
         require=Level.APPLICATION,
-        command="/usr/local/sbin/snap --now",
+        command=("/usr/local/sbin/snap", "--now"),
         kill_grace=0.0,
         textfile="/var/lib/node_exporter/vmsnap.prom",
     )
@@ -132,7 +132,7 @@ def test_an_unknown_key_or_section_is_a_warning_and_changes_nothing(text: str) -
 
 def test_percent_signs_and_dollars_mean_nothing() -> None:
     command = "/bin/snap %(hold)s %h ${HOME}"
-    assert parse(f"[snapshot]\ncommand = {command}\n").command == command
+    assert parse(f"[snapshot]\ncommand = {command}\n").command == tuple(command.split())
 
 
 def test_a_section_named_default_does_not_leak_into_others() -> None:

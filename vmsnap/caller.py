@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The caller's side of a held session: `vmsnap freeze` and `vmsnap thaw`.
+
+Both only ask systemd to start or stop vmsnap-session.service, wait, and look up what became of it.
+Neither owns anything, so nothing ends with them: what a killed caller began is thawed at the end of
+its hold.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vmsnap import lock, progress
+from vmsnap.lock import InProgress
+from vmsnap.process import output_of
+from vmsnap.progress import Progress
+from vmsnap.request import place, request_of, withdraw
+from vmsnap.result import LAST, Result, from_json, new_session_id
+from vmsnap.session import Options
+
+UNIT = "vmsnap-session.service"
+BOOTED = Path("/run/systemd/system")  # sd_booted(3)
+IN_PROGRESS = "75"  # how the unit ends when it finds another session
+
+
+class Unavailable(Exception):
+    """There is no systemd to ask, or it could not do what it was asked to."""
+
+
+class NoSession(Exception):
+    """There is nothing to thaw. `last` is how the last session ended, None if there was none."""
+
+    def __init__(self, last: Result | None) -> None:
+        super().__init__("found no session in progress, expected one that holds")
+        self.last = last
+
+
+def freeze(options: Options) -> Progress | Result:
+    """Begin a session. Return its Progress once it holds, or else the Result that says why it does
+    not. Raises InProgress, Unavailable and lock.RunDirectoryUnusable; a KeyboardInterrupt ends the
+    session first."""
+    lock.prepare(options.run)
+    session = new_session_id()
+    request = place(options.run, request_of(options, session))
+    try:
+        refuse_another(options.run)
+        try:
+            code, error = systemctl("start", UNIT)
+        except KeyboardInterrupt:
+            systemctl("stop", UNIT)
+            raise
+        now = progress.read(options.run)
+        if now and now.session == session:
+            if now.hold_ends is not None:
+                return now
+            systemctl("stop", UNIT)  # it is over already; wait for what it has to say
+    finally:
+        withdraw(request)
+    result = last_result(options.run)
+    if result and result.session == session:
+        return result
+    refuse_another(options.run)
+    if code == 0 or systemctl_show("ExecMainStatus") == IN_PROGRESS:
+        raise InProgress("found that another session was in progress")
+    raise Unavailable(f"{UNIT} could not be started: {error}")
+
+
+def thaw(run: Path) -> Result:
+    """End the session that holds and return its result. Raises InProgress if the session in
+    progress is none that holds, NoSession and Unavailable."""
+    now = progress.read(run)
+    if lock.holder(run) and not (now and now.held):
+        refuse_another(run)
+    _, error = systemctl("stop", UNIT)  # also without a session: it may be just ending
+    result = last_result(run)
+    if now is None:
+        raise NoSession(result)
+    if result is None or result.session != now.session:
+        raise Unavailable(f"session {now.session} ended without a result; {error}".rstrip("; "))
+    return result
+
+
+def refuse_another(run: Path) -> None:
+    holder = lock.holder(run)
+    if holder:
+        raise InProgress(f"found session {holder} in progress")
+
+
+def last_result(*directories: Path) -> Result | None:
+    """The last session's result, from the first directory that has one. Raises ValueError if it
+    cannot be read."""
+    for directory in directories:
+        path = directory / LAST
+        try:
+            return from_json(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            continue
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            raise ValueError(f"{path}: found no result that can be read: {e}") from None
+    return None
+
+
+def systemctl(*words: str) -> tuple[int, str]:
+    """Return systemctl's exit code and what it complained of."""
+    if not BOOTED.is_dir():
+        raise Unavailable("found no systemd running here; use `vmsnap run -- COMMAND`")
+    try:
+        code, _, error = output_of(["systemctl", *words])
+    except OSError as e:
+        raise Unavailable(f"systemctl: {e.strerror}") from None
+    return code, " ".join(error.split())
+
+
+def systemctl_show(name: str) -> str:
+    return output_of(["systemctl", "show", "--value", f"--property={name}", UNIT])[1].strip()

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One function for each command, which calls and prints. No logic, and no error is handled."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmsnap.terminal import colourful, complain, print_json, show_phase
+
+if TYPE_CHECKING:
+    from vmsnap.result import Result
+    from vmsnap.session import Options
+
+OK, FAILED = 0, 1
+
+
+class Refused(Exception):
+    """No session was begun, for a reason of the catalogue."""
+
+    def __init__(self, kind_name: str, message: str) -> None:
+        super().__init__(message)
+        self.kind_name = kind_name
+
+
+class NoCommand(Exception):
+    """Nobody said how to take the snapshot."""
+
+
+def options_of(arguments: argparse.Namespace, command: tuple[str, ...] = ()) -> Options:
+    from vmsnap.session import Options
+
+    return Options(
+        command=command,
+        etc=arguments.etc,
+        run=arguments.run,
+        state=arguments.state,
+        hold=arguments.hold,
+        require=arguments.require,
+        only=tuple(arguments.only),
+        exclude=tuple(arguments.exclude),
+        fsfreeze=not arguments.no_fsfreeze,
+    )
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import lock, report
+    from vmsnap.events import Waiter
+    from vmsnap.notify import Manager, verdict
+    from vmsnap.result import new_session_id
+    from vmsnap.run import Run
+
+    if arguments.words == []:
+        arguments.parser.error("found no COMMAND after --, expected one")
+    options = options_of(arguments, tuple(arguments.words or configured_command(arguments)))
+    lock.prepare(options.run)
+    session = new_session_id()
+    descriptor = lock.acquire(options.run, session)
+    waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    taking = Run(options, descriptor, waiter, show_phase(), session)
+    manager = Manager()
+    manager.follow(taking)
+    result = taking.take()
+    manager.tell(f"STATUS={verdict(result)}")
+    with contextlib.suppress(OSError):  # whoever reads or not, the exit code is the session's
+        if taking.command:
+            taking.command.pass_on(to_stderr=arguments.json)
+        if arguments.json:
+            print_json(result.to_json())
+            sys.stdout.flush()
+        else:
+            paint = report.Paint(colourful(sys.stderr))
+            complain(f"{report.summary(result, paint)}\n\n{report.timeline(result)}")
+    return OK if result.ok else FAILED
+
+
+def configured_command(arguments: argparse.Namespace) -> tuple[str, ...]:
+    from vmsnap import checks
+
+    found = checks.Inspection()
+    checks.inspect_settings(found, arguments.etc)
+    if found.errors:
+        raise Refused("INCORRECT_SETTINGS", found.errors[0].message)
+    if not found.settings.command:
+        raise NoCommand(
+            "found no COMMAND after -- and no command= under [snapshot] in "
+            f"{arguments.etc}/vmsnap/vmsnap.conf, expected one of them"
+        )
+    return found.settings.command
+
+
+def freeze_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import caller, report
+    from vmsnap.progress import Progress
+
+    insist_on_run_directory(arguments)
+    show = show_phase()
+    show("begin")
+    try:
+        began = caller.freeze(options_of(arguments))
+    finally:
+        show("")
+    if not isinstance(began, Progress):
+        return finish(arguments, began)
+    if arguments.json:
+        print_json({**began.to_json(), "outcome": "held"})
+    else:
+        print(report.held(began, report.Paint(colourful(sys.stdout))))
+    return OK
+
+
+def thaw_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import caller
+
+    if arguments.force:
+        return force_thaw(arguments)
+    insist_on_run_directory(arguments)
+    show = show_phase()
+    show("end")
+    try:
+        result = caller.thaw(arguments.run)
+    except caller.NoSession as e:
+        if e.last is None or e.last.ok:
+            raise Refused("NO_SESSION", str(e)) from None
+        show("")
+        complain(f"vmsnap thaw: {e}; this is the last one:")
+        result = e.last
+    finally:
+        show("")
+    return finish(arguments, result)
+
+
+def finish(arguments: argparse.Namespace, result: Result) -> int:
+    """Print a result, for whoever asked for the session."""
+    from vmsnap import report
+
+    stream = sys.stdout if result.ok else sys.stderr
+    if arguments.json:
+        print_json(result.to_json())
+    else:
+        print(report.summary(result, report.Paint(colourful(stream))), file=stream)
+    return OK if result.ok else FAILED
+
+
+def insist_on_run_directory(arguments: argparse.Namespace) -> None:
+    if arguments.run != Path("/run/vmsnap"):
+        arguments.parser.error(
+            f"found --run {arguments.run}, expected /run/vmsnap, which vmsnap-session.service uses"
+        )
+
+
+def session_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import unit
+
+    if arguments.stopped:
+        return OK if unit.clean_up(arguments.run, arguments.state) else FAILED
+    if "NOTIFY_SOCKET" not in os.environ:
+        arguments.parser.error("this is vmsnap-session.service; begin a session: `vmsnap freeze`")
+    return OK if unit.serve(arguments.run).ok else FAILED
+
+
+def check_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import checks, host, report
+    from vmsnap.storage import make_plan
+    from vmsnap.watch import watch_scripts
+
+    found = checks.inspect(arguments.etc)
+    settings = found.settings
+    plan = make_plan(arguments.only or settings.only, (*arguments.exclude, *settings.exclude))
+    if all(app.freeze for app in found.apps):
+        checks.inspect_filesystems(found, plan, arguments.run)
+    if arguments.watch:
+        watch_scripts(found.apps)
+    ok = not found.errors
+    if arguments.json:
+        print_json({"ok": ok, "problems": [problem.to_json() for problem in found.problems]})
+        return OK if ok else FAILED
+    paint = report.Paint(colourful(sys.stdout))
+    if found.problems:
+        print(report.problem_list(found.problems, paint))
+    names = ", ".join(app.name for app in found.runnable) or "none"
+    platform = f"{host.distribution()} on {host.hypervisor() or 'unknown hardware'}"
+    print(f"host: {platform}")
+    print(f"apps that would run: {names}")
+    print(f"filesystems that would be frozen: {len(plan.acted_on)} (`vmsnap plan`)")
+    print(paint("everything is in order", "success") if ok else paint("not in order", "failed"))
+    return OK if ok else FAILED
+
+
+def plan_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import checks, report
+    from vmsnap.storage import make_plan
+
+    only, exclude = arguments.only, arguments.exclude
+    if os.geteuid() == 0:
+        settings = checks.inspect(arguments.etc).settings
+        only, exclude = only or settings.only, (*exclude, *settings.exclude)
+    else:
+        complain(
+            "vmsnap plan: not root, so without the settings and without other mount namespaces"
+        )
+    plan = make_plan(only, exclude)
+    if arguments.json:
+        print_json([entry.to_json() for entry in plan.entries])
+    else:
+        print(report.plan_table(plan))
+    return FAILED if plan.unmatched else OK
+
+
+def init_command(arguments: argparse.Namespace) -> int:
+    from vmsnap.checks import APP_NAME
+    from vmsnap.provision import init
+
+    if not APP_NAME.fullmatch(arguments.name):
+        arguments.parser.error(
+            f"found the name {arguments.name!r}, expected a plain word of letters, digits, "
+            "'.', '_' and '-'"
+        )
+    written = init(arguments.etc, arguments.name)
+    if arguments.json:
+        print_json({key: str(path) for key, path in written.__dict__.items()})
+        return OK
+    print(f"wrote {written.config}\nwrote {written.pre}\nwrote {written.post}")
+    print("Next: write the two scripts, then run `vmsnap check`.")
+    return OK
+
+
+def status_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import caller, lock, progress, report
+
+    holder = lock.holder(arguments.run)
+    now = progress.read(arguments.run)
+    paint = report.Paint(colourful(sys.stdout))
+    try:
+        last = caller.last_result(arguments.run, arguments.state)
+    except ValueError as e:
+        complain(f"vmsnap status: {e}")
+        return FAILED
+    if arguments.json:
+        print_json(
+            {
+                "in_progress": now.to_json() if now and holder else None,
+                "lost": now.to_json() if now and not holder else None,
+                "last": last.to_json() if last else None,
+            }
+        )
+    elif now and holder:
+        print(report.in_progress(now))
+    elif holder:
+        print(f"In progress: session {holder}")
+    elif now:
+        print(report.lost(now, paint))
+    elif last:
+        print(f"{report.summary(last, paint)}\n\n{report.timeline(last)}")
+    else:
+        print("No session yet.")
+    return OK if holder or not (now or (last and not last.ok)) else FAILED
+
+
+def history_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import history, report
+
+    sessions = history.history(arguments.since)
+    if arguments.json:
+        print_json([result.to_json() for result in sessions])
+    else:
+        print(report.history_table(sessions, report.Paint(colourful(sys.stdout))))
+    return OK
+
+
+def plot_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import caller, history, plot
+
+    last = caller.last_result(arguments.run, arguments.state)
+    known = history.find(arguments.session, history.history())
+    if last and last.session.startswith(arguments.session) and last not in known:
+        known.append(last)
+    if len(known) != 1:
+        found = (
+            f"{len(known)} sessions whose UUID begins" if known else "no session whose UUID begins"
+        )
+        complain(
+            f"vmsnap plot: found {found} with {arguments.session!r}, expected one; "
+            "`vmsnap history` shows them"
+        )
+        return FAILED
+    if arguments.json:
+        print_json(known[0].to_json())
+    else:
+        print(plot.svg(known[0]))
+    return OK
+
+
+def force_thaw(arguments: argparse.Namespace) -> int:
+    from vmsnap import lock
+    from vmsnap.thaw import ListUnreadable, thaw_listed
+
+    told: list[str] = []
+    try:
+        good = thaw_listed(arguments.run, told.append, forget=not lock.holder(arguments.run))
+    except FileNotFoundError:
+        good = True
+        told.append(f"nothing to thaw: {arguments.run} holds no list of frozen filesystems")
+    except ListUnreadable as e:
+        good = False
+        told.append(str(e))
+    if arguments.json:
+        print_json({"ok": good, "messages": told})
+    else:
+        print("\n".join(told))
+    return OK if good else FAILED
+
+
+COMMANDS = {
+    "run": run_command,
+    "freeze": freeze_command,
+    "thaw": thaw_command,
+    "check": check_command,
+    "plan": plan_command,
+    "init": init_command,
+    "status": status_command,
+    "history": history_command,
+    "plot": plot_command,
+    "session": session_command,
+}

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The session in progress, as others may see it: one file in the run directory.
+
+The engine writes it whenever a phase begins, once the filesystems are held, and removes it at its
+end. A file that is there while nobody holds the session's lock is from an engine that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vmsnap.files import write_atomically
+
+PROGRESS = "session.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`engine` is a pid, `invocation` that of the unit it runs in ("" outside of one), `held` says
+    whether it waits for `vmsnap thaw`; `hold_ends` is in seconds on CLOCK_MONOTONIC."""
+
+    session: str
+    phase: str
+    engine: int
+    invocation: str
+    held: bool
+    consistency: str
+    required: str
+    started: str
+    apps: tuple[str, ...]
+    filesystems: tuple[str, ...]
+    hold_ends: float | None
+
+    @property
+    def hold_left(self) -> float | None:
+        """Seconds until everything is thawed, by whomever; None while nothing is held."""
+        return None if self.hold_ends is None else max(0.0, self.hold_ends - time.monotonic())
+
+    def to_json(self) -> dict[str, Any]:
+        left = self.hold_left
+        document = {"version": 1, **asdict(self)}
+        del document["hold_ends"], document["invocation"]
+        return {**document, "hold_left_seconds": None if left is None else round(left, 3)}
+
+
+def write(run: Path, progress: Progress) -> None:
+    with contextlib.suppress(OSError):  # a full tmpfs costs others the sight, nothing else
+        write_atomically(run / PROGRESS, json.dumps(asdict(progress)).encode(), 0o600)
+
+
+def read(run: Path) -> Progress | None:
+    try:
+        fields = json.loads((run / PROGRESS).read_text(encoding="utf-8"))
+        fields["apps"] = tuple(fields["apps"])
+        fields["filesystems"] = tuple(fields["filesystems"])
+        return Progress(**fields)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def forget(run: Path, session: str) -> None:
+    """Remove the file, unless it is another session's by now."""
+    found = read(run)
+    if found and found.session == session:
+        with contextlib.suppress(OSError):
+            (run / PROGRESS).unlink()

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three standard streams: what people and programs see of a command, and what can go wrong
+with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+
+
+def show_phase() -> Callable[[str], None]:
+    """On a terminal, one line that says what a person waits for. Nothing is shown while frozen."""
+    if not sys.stderr.isatty():
+        return lambda _: None
+    words = {
+        "check": "checking",
+        "pre": "running pre-scripts",
+        "presync": "writing out what is dirty",
+        "freeze": "frozen, taking the snapshot",
+        "thaw": "thawed",
+        "post": "running post-scripts",
+        "begin": "waiting for everything to be frozen",
+        "end": "waiting for the thaw and the post-scripts",
+    }
+
+    def show(phase: str) -> None:
+        sys.stderr.write(f"\r\033[K{words[phase]} ..." if phase in words else "\r\033[K")
+        sys.stderr.flush()
+
+    return show
+
+
+def print_json(document: object) -> None:
+    print(json.dumps(document, indent=2))
+
+
+def complain(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def colourful(stream: object) -> bool:
+    isatty: Callable[[], bool] = getattr(stream, "isatty", bool)
+    return isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def let_go_of_stdio() -> None:
+    """Whoever read may have gone, which is not for Python to complain of with an exit code."""
+    for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+
+
+def ensure_stdio() -> None:
+    """A process started without one of its three standard descriptors would get it for a pipe."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - stays open
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - stays open

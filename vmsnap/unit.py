@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session as vmsnap-session.service: starting freezes, running holds, stopping thaws.
+
+This is the unit's main process. It says READY=1 when everything is frozen and then waits for
+SIGTERM, which comes from `vmsnap thaw` or `systemctl stop`: whoever stops the unit says that the
+snapshot has been taken. Nobody has to: the guard thaws at the end of the hold. If this process is
+killed the guard thaws too, the supervisors run the post-scripts, and ExecStopPost= (clean_up) thaws
+what all of them left behind and gives the session its result.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from vmsnap import lock
+from vmsnap.errors import Failure, Kind
+from vmsnap.events import Waiter
+from vmsnap.journal import Event, Journal, Priority
+from vmsnap.notify import Manager, verdict
+from vmsnap.outcome import report_lost
+from vmsnap.process import output_of
+from vmsnap.request import take
+from vmsnap.result import Result, new_session_id
+from vmsnap.session import Options, Session
+from vmsnap.thaw import (
+    FROZEN_LIST,
+    STEP_PATIENCE,
+    ListUnreadable,
+    has_ended,
+    read_list,
+    thaw_listed,
+)
+
+
+class HeldSession(Session):
+    """A session whose snapshot is taken by whoever started the unit."""
+
+    held = True
+    manager: Manager
+
+    def snapshot(self) -> None:
+        """Hold until the unit is stopped, and thaw."""
+        self.record.mark("snapshot")
+        self.record.phase = "snapshot"
+        self.hold_ends = time.monotonic() + self.hold_seconds
+        self.publish("snapshot")
+        if self.may_go_on():  # else it was stopped before anybody knew that it holds
+            self.manager.ready(self)
+            self.hold()
+        self.record.mark("snapshot-ended")
+        self.thaw()
+        # Who comes too late may have a snapshot, but nobody knows whether it was taken in time.
+        self.taken = self.stopped and not any(
+            failure.kind in (Kind.HOLD_EXPIRED, Kind.SNAPSHOT_FAILED)
+            for failure in self.record.failures
+        )
+        if self.taken and machine_stops():
+            self.taken = False
+            message = "the machine is being shut down, which ended the hold"
+            self.record.fail(Failure(Kind.SNAPSHOT_FAILED, "snapshot", "", message))
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.waiter.interrupted)
+
+    def hold(self) -> None:
+        """Wait for the word to thaw. The guard watches the time if anything is frozen; if nothing
+        is, the time is watched here, since the applications are held all the same."""
+        freezer = self.freezer
+        if freezer and freezer.holding:
+            while freezer.holding and not self.stopped:
+                self.waiter.wait(freezer.fds(), freezer.deadline())
+                freezer.hear_or_replace()
+            return
+        while not self.stopped:
+            self.waiter.wait([], self.hold_ends)
+            if time.monotonic() >= (self.hold_ends or 0.0):
+                message = f"nobody ended the session within {self.hold_seconds:g} s"
+                self.record.fail(Failure(Kind.HOLD_EXPIRED, "snapshot", "", message))
+                return
+
+
+def machine_stops() -> bool:
+    """Whether systemd is stopping all units, and not somebody this one."""
+    try:
+        return output_of(["systemctl", "is-system-running"])[1].strip() == "stopping"
+    except OSError:
+        return False
+
+
+def serve(run: Path) -> Result:
+    """The unit's main process: take one session to its end.
+
+    Raises request.Unanswerable, lock.InProgress and lock.RunDirectoryUnusable.
+    """
+    lock.prepare(run)
+    request = take(run)
+    session = request.session if request else new_session_id()
+    options = request.options(run) if request else Options(run=run)
+    descriptor = lock.acquire(run, session)
+    waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    holding = HeldSession(options, descriptor, waiter, session=session)
+    holding.manager = Manager()
+    holding.manager.follow(holding)
+    result = holding.take()
+    holding.manager.tell(f"STATUS={verdict(result)}")
+    return result
+
+
+def clean_up(run: Path, state: Path) -> bool:
+    """ExecStopPost=: the unit's main process has ended. If it was killed, thaw what its guard did
+    not, and write down the result of its session. False if anything may stay frozen. A session
+    that is not of this invocation of the unit is left alone."""
+    invocation = os.environ.get("INVOCATION_ID", "")
+    journal = Journal()
+    good = True
+
+    def tell(words: str) -> None:
+        journal.send(words, Event.NOTE.value, Priority.WARNING)
+
+    try:
+        listed = read_list(run / FROZEN_LIST)
+        if listed.get("invocation") == invocation:
+            journal.fields["VMSNAP_SESSION"] = str(listed.get("session"))
+            if has_ended(int(listed["guard"]), STEP_PATIENCE):
+                good = thaw_listed(run, tell)
+            else:
+                tell("the guard is still inside a freeze; it thaws as soon as the kernel lets it")
+    except FileNotFoundError:
+        pass
+    except ListUnreadable as e:
+        good = False
+        tell(str(e))
+    report_lost(run, state, Waiter(()), -1, invocation)
+    return good
