@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python -B
 # What vmsnap imports, then what tests, demo and bench run.
 PACKAGES := python3-distro python3-sdnotify python3-jsonschema \
 	python3-venv e2fsprogs xfsprogs btrfs-progs dosfstools util-linux mount procps \
-	qemu-guest-agent shellcheck
+	qemu-guest-agent shellcheck mmdebstrap systemd-container
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench install install-data clean
@@ -36,7 +36,8 @@ $(VENV)/.ready: build/.packages requirements-dev.txt setup.py pyproject.toml bin
 demo: setup ## take an application-consistent snapshot of a busy application, and prove it (root)
 	$(RUN) -m demo
 
-test: setup ## run every test (root)
+test: setup ## run every test (root); builds the container's image first, once
+	$(RUN) -m tests.system.image
 	$(RUN) -m pytest
 
 lint: setup ## format, lint, types, Python 3.9, shell scripts
@@ -64,6 +65,7 @@ install: install-data ## install everything below DESTDIR, as the packages have 
 	install -D -m 755 bin/vmsnap $(DESTDIR)/usr/bin/vmsnap
 	install -d $(DESTDIR)$(PYTHONDIR)/vmsnap
 	install -m 644 vmsnap/*.py vmsnap/*.json vmsnap/py.typed $(DESTDIR)$(PYTHONDIR)/vmsnap
+	$(PYTHON) -m compileall -q $(if $(DESTDIR),-s $(DESTDIR)) $(DESTDIR)$(PYTHONDIR)/vmsnap
 
 install-data: ## install everything but the Python package: units, catalogues, manual, completion
 	install -d -m 700 $(addprefix $(DESTDIR)/etc/vmsnap/,apps.d scripts vmsnap.conf.d) \

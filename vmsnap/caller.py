@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmsnap import lock, progress
 from vmsnap.lock import InProgress
 from vmsnap.process import output_of
 from vmsnap.progress import Progress
-from vmsnap.request import place, request_of, withdraw
 from vmsnap.result import LAST, Result, from_json, new_session_id
-from vmsnap.session import Options
+
+if TYPE_CHECKING:
+    from vmsnap.session import Options
 
 UNIT = "vmsnap-session.service"
 BOOTED = Path("/run/systemd/system")  # sd_booted(3)
@@ -40,6 +42,8 @@ def freeze(options: Options) -> Progress | Result:
     """Begin a session. Return its Progress once it holds, or else the Result that says why it does
     not. Raises InProgress, Unavailable and lock.RunDirectoryUnusable; a KeyboardInterrupt ends the
     session first."""
+    from vmsnap.request import place, request_of, withdraw  # `vmsnap thaw` must start fast
+
     lock.prepare(options.run)
     session = new_session_id()
     request = place(options.run, request_of(options, session))

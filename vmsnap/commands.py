@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmsnap.session import Options
 
 OK, FAILED = 0, 1
+IN_ORDER = "everything is in order"
 
 
 class Refused(Exception):
@@ -166,6 +167,8 @@ def session_command(arguments: argparse.Namespace) -> int:
 
 def check_command(arguments: argparse.Namespace) -> int:
     from vmsnap import checks, host, report
+    from vmsnap.journal import is_journal, tell_problems
+    from vmsnap.notify import Manager
     from vmsnap.storage import make_plan
     from vmsnap.watch import watch_scripts
 
@@ -174,21 +177,24 @@ def check_command(arguments: argparse.Namespace) -> int:
     plan = make_plan(arguments.only or settings.only, (*arguments.exclude, *settings.exclude))
     if all(app.freeze for app in found.apps):
         checks.inspect_filesystems(found, plan, arguments.run)
-    if arguments.watch:
-        watch_scripts(found.apps)
     ok = not found.errors
     if arguments.json:
         print_json({"ok": ok, "problems": [problem.to_json() for problem in found.problems]})
-        return OK if ok else FAILED
-    paint = report.Paint(colourful(sys.stdout))
-    if found.problems:
-        print(report.problem_list(found.problems, paint))
-    names = ", ".join(app.name for app in found.runnable) or "none"
-    platform = f"{host.distribution()} on {host.hypervisor() or 'unknown hardware'}"
-    print(f"host: {platform}")
-    print(f"apps that would run: {names}")
-    print(f"filesystems that would be frozen: {len(plan.acted_on)} (`vmsnap plan`)")
-    print(paint("everything is in order", "success") if ok else paint("not in order", "failed"))
+    else:
+        paint = report.Paint(colourful(sys.stdout))
+        if is_journal(1):
+            tell_problems(found.problems)
+        elif found.problems:
+            print(report.problem_list(found.problems, paint))
+        names = ", ".join(app.name for app in found.runnable) or "none"
+        platform = f"{host.distribution()} on {host.hypervisor() or 'unknown hardware'}"
+        print(f"host: {platform}")
+        print(f"apps that would run: {names}")
+        print(f"filesystems that would be frozen: {len(plan.acted_on)} (`vmsnap plan`)")
+        print(paint(IN_ORDER, "success") if ok else paint("not in order", "failed"))
+    Manager().tell(f"STATUS={IN_ORDER if ok else report.problem_line(found.errors[0])}")
+    if arguments.watch:
+        watch_scripts(found.apps)
     return OK if ok else FAILED
 
 

@@ -16,7 +16,10 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Iterable
 from enum import Enum, IntEnum
+
+from vmsnap.errors import Problem, Severity
 
 SOCKET = "/run/systemd/journal/socket"
 SEND_BUFFER = 8 << 20
@@ -160,6 +163,29 @@ class Journal:
             for line in message.splitlines() or [""]:
                 sys.stderr.write(f"{prefix}{line}\n")
             sys.stderr.flush()
+
+
+def tell_problems(problems: Iterable[Problem]) -> None:
+    """What `vmsnap check` found, for those who look into the journal."""
+    journal = Journal()
+    for problem in problems:
+        kind = problem.kind
+        error = problem.severity is Severity.ERROR
+        journal.send(
+            f"{kind.label}: {problem.message}" + (f"\n{kind.action}" if error else ""),
+            kind.message_id if error else Event.NOTE.value,
+            Priority.ERROR if error else Priority.WARNING,
+            VMSNAP_PHASE="check",
+            VMSNAP_ERROR=kind.label,
+            VMSNAP_CODE=str(kind.code),
+            VMSNAP_SUBJECT=problem.path,
+        )
+
+
+def is_journal(fd: int) -> bool:
+    """Whether systemd has connected it to the journal (JOURNAL_STREAM, systemd.exec(5))."""
+    status = os.fstat(fd)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def encode(key: str, value: str) -> bytes:

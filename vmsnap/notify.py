@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 
+from vmsnap.report import plural
 from vmsnap.result import Result
 from vmsnap.session import Session
 
@@ -63,10 +64,6 @@ def status(session: Session) -> str:
         "post": f"Running post-scripts: {apps}" if apps else "No apps to resume",
         "report": "Reporting",
     }.get(phase, "Starting")
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def verdict(result: Result) -> str:

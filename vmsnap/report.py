@@ -84,6 +84,12 @@ def problem_list(problems: Iterable[Problem], paint: Paint) -> str:
     return "\n".join(lines)
 
 
+def problem_line(problem: Problem) -> str:
+    """One problem, in one line that says what and where."""
+    message = printable(" ".join(problem.message.split()))
+    return f"{problem.kind.label} ({problem.kind.code}): {message}"
+
+
 # --- a session ---------------------------------------------------------------------------------
 
 
@@ -181,8 +187,12 @@ def lost(progress: Progress, paint: Paint) -> str:
 def what_is_held(progress: Progress) -> str:
     count = len(progress.filesystems)
     if count:
-        return f"{count} filesystem{'s' if count > 1 else ''} frozen"
+        return f"{plural(count, 'filesystem')} frozen"
     return f"{', '.join(progress.apps) or 'nothing'} quiesced, nothing frozen"
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def history_table(sessions: Iterable[Result], paint: Paint) -> str:

@@ -51,7 +51,7 @@ class Run(Session):
         assert command.ending
         self.taken = command.ending.ok
         if ended == "expired":
-            message = f"found the snapshot still being taken after {self.hold_seconds:g} s"
+            message = f"found the hold still going on after {self.hold_seconds:g} s"
             self.record.fail(Failure(Kind.HOLD_EXPIRED, "snapshot", "", message))
         if ended == "interrupted":
             self.may_go_on()

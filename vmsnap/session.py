@@ -232,7 +232,7 @@ class Session:
             )
         flush_gently({os.fstat(f.fd).st_dev for f in freezer.filesystems}, self.waiter)
         freezer.presync()
-        self.record.enter("freeze", f"Freezing {len(freezer.filesystems)} filesystems")
+        self.record.enter("freeze", f"Filesystems to freeze: {len(freezer.filesystems)}")
         # From here to the thaw: no file, no journal, no import, no terminal.
         self.journal.hold()
         if not self.waiter.interrupted:
@@ -240,7 +240,7 @@ class Session:
         if freezer.held_at is None:
             self.journal.release()
         else:
-            count = f"Froze {len(freezer.filesystems)} filesystems"
+            count = f"Filesystems frozen: {len(freezer.filesystems)}"
             self.record.tell(count, Event.FROZEN)
 
     def thaw(self) -> None:
@@ -259,7 +259,7 @@ class Session:
             self.journal.release()
         self.record.show_phase("thaw")
         count = sum(1 for f in self.freezer.filesystems if f.thawed_at is not None)
-        self.record.tell(f"Thawed {count} filesystems", Event.THAWED)
+        self.record.tell(f"Filesystems thawed: {count}", Event.THAWED)
 
     def post(self) -> None:
         self.record.enter("post", "Running post-scripts")

@@ -58,7 +58,7 @@ def thaw_failures(filesystems: Iterable[Filesystem], lost: str) -> Iterator[Fail
 def guard_failures(cause: str, lost: str, hold: float) -> Iterator[Failure]:
     """What the guard itself did that nobody asked it to. `hold` in seconds."""
     if cause == "expired":
-        message = f"found the snapshot still being taken after {hold:g} s"
+        message = f"found the hold still going on after {hold:g} s"
         yield Failure(Kind.HOLD_EXPIRED, "thaw", "", message)
     if cause in CAUSES:
         yield Failure(Kind.GUARD_LOST, "thaw", "guard", CAUSES[cause])

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image that every container starts from: Debian 12 in a sparse ext4 file, built once.
+
+    python -m tests.system.image
+
+The filesystem's label is the fingerprint of the recipe that made it, so there is no second file
+that could disagree with it, and a changed recipe builds anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+DIRECTORY = Path(__file__).parents[2] / "build/images"
+MIRROR = "http://deb.debian.org/debian"
+TOOLS = ("mmdebstrap", "mkfs.ext4")
+LABEL_AT = 1024 + 0x78  # ext4(5): s_volume_name, 16 bytes of the superblock
+# Reads the directory as it is made, and leaves nothing for the kernel to initialize later:
+# a background writer would be at work in every container.
+MKFS = ("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard")
+
+PACKAGES = (
+    *("systemd", "systemd-sysv", "dbus", "kmod", "procps", "util-linux", "mount", "e2fsprogs"),
+    *("xfsprogs", "python3", "python3-distro", "python3-sdnotify", "python3-jsonschema"),
+    *("man-db", "bash", "bash-completion", "zsh", "fish"),
+)
+# Slow, or without a meaning in a container.
+MASKED = (
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer"),
+    *("e2scrub_reap.service", "fstrim.timer", "man-db.timer", "systemd-timesyncd.service"),
+    *("console-getty.service", "getty.target", "systemd-networkd-wait-online.service"),
+    *("systemd-firstboot.service", "systemd-pcrphase.service", "systemd-logind.service"),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an image is made of; all of it goes into the fingerprint."""
+
+    name: str = "bookworm"
+    suite: str = "bookworm"
+    packages: tuple[str, ...] = PACKAGES
+    masked: tuple[str, ...] = MASKED
+    mib: int = 3072
+
+    @property
+    def path(self) -> Path:
+        return DIRECTORY / f"{self.name}.img"
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """What is run when the packages are unpacked; $1 is the root."""
+        return (
+            f'systemctl --root="$1" mask --quiet {" ".join(self.masked)}',
+            'ln -sf /lib/systemd/system/multi-user.target "$1/etc/systemd/system/default.target"',
+            'mkdir -p "$1/var/log/journal"',
+            'echo vmsnap-test >"$1/etc/hostname"',
+            'printf "127.0.0.1 localhost vmsnap-test\\n" >"$1/etc/hosts"',
+            ': >"$1/etc/fstab"',
+            'rm -f "$1/etc/resolv.conf"',
+        )
+
+    @property
+    def mmdebstrap(self) -> tuple[str, ...]:
+        return (
+            *("mmdebstrap", "--quiet", "--mode=root", "--format=directory", "--variant=minbase"),
+            # The mirror may be a snapshot of an old day.
+            '--aptopt=Acquire::Check-Valid-Until "false"',
+            '--aptopt=Acquire::Check-Date "false"',
+            f"--include={','.join(self.packages)}",
+            *(f"--customize-hook={command}" for command in self.commands),
+            self.suite,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        recipe = repr((self.mmdebstrap, MIRROR, MKFS, self.mib))
+        return hashlib.sha256(recipe.encode()).hexdigest()[:16]
+
+
+BOOKWORM = Recipe()
+
+
+def label(image: Path) -> str:
+    """The ext4 label of an image; empty if there is none."""
+    if not image.exists():
+        return ""
+    with image.open("rb") as file:
+        file.seek(LABEL_AT)
+        return file.read(16).rstrip(b"\0").decode("ascii", "replace")
+
+
+def ensure(recipe: Recipe = BOOKWORM) -> Path:
+    """Build the image unless it is there; return its path."""
+    if label(recipe.path) != recipe.fingerprint:
+        DIRECTORY.mkdir(parents=True, exist_ok=True)
+        with alone(recipe.path.with_suffix(".lock")):
+            if label(recipe.path) != recipe.fingerprint:
+                build(recipe)
+    return recipe.path
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Two test runs may want the same image."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def build(recipe: Recipe) -> None:
+    began = time.monotonic()
+    print(f"building {recipe.path}, about two minutes ...", file=sys.stderr, flush=True)
+    for left in DIRECTORY.glob(f".{recipe.name}.*"):  # of a build that was killed
+        shutil.rmtree(left)
+    work = Path(tempfile.mkdtemp(prefix=f".{recipe.name}.", dir=DIRECTORY))
+    try:
+        root, image = work / "root", work / "image"
+        call(*recipe.mmdebstrap, root, MIRROR)
+        with image.open("wb") as file:
+            file.truncate(recipe.mib << 20)
+        call(*MKFS, "-L", recipe.fingerprint, "-d", root, image)
+        image.replace(recipe.path)
+    finally:
+        shutil.rmtree(work)
+    print(f"built {recipe.path} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+
+def call(*argv: str | Path) -> None:
+    done = subprocess.run(
+        list(map(str, argv)), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{argv[0]} failed: {(done.stderr + done.stdout)[-4000:]}")
+
+
+if __name__ == "__main__":
+    ensure()
