@@ -14,15 +14,6 @@ from vmsnap.consistency import Level
 from vmsnap.errors import Failure
 from vmsnap.journal import Event, Journal, Priority
 
-# Which field of a record names what a failure is about; VMSNAP_SUBJECT if none of these.
-SUBJECT_FIELD = {
-    "pre": "VMSNAP_APP",
-    "post": "VMSNAP_APP",
-    "freeze": "VMSNAP_MOUNT",
-    "thaw": "VMSNAP_MOUNT",
-    "presync": "VMSNAP_MOUNT",
-}
-
 
 class Record:
     """`level` tells how consistent the snapshot can still be."""
@@ -65,6 +56,7 @@ class Record:
 
 
 def tell_failure(journal: Journal, failure: Failure, consistency: str) -> None:
+    fields = {subject_field(failure): failure.subject} if failure.subject else {}
     journal.send(
         f"{failure.kind.label}: {failure.message}",
         failure.kind.message_id,
@@ -73,5 +65,13 @@ def tell_failure(journal: Journal, failure: Failure, consistency: str) -> None:
         VMSNAP_ERROR=failure.kind.label,
         VMSNAP_CODE=str(failure.kind.code),
         VMSNAP_CONSISTENCY=consistency,
-        **{SUBJECT_FIELD.get(failure.phase, "VMSNAP_SUBJECT"): failure.subject},
+        **fields,
     )
+
+
+def subject_field(failure: Failure) -> str:
+    """Which field of a record names what a failure is about."""
+    if failure.phase in ("pre", "post"):
+        return "VMSNAP_APP"
+    on_a_mount = failure.phase in ("presync", "freeze", "thaw") and failure.subject.startswith("/")
+    return "VMSNAP_MOUNT" if on_a_mount else "VMSNAP_SUBJECT"

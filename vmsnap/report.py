@@ -105,9 +105,8 @@ def summary(result: Result, paint: Paint) -> str:
     if result.required != "crash":
         lines.append(f"  required consistency: {result.required}")
     for app in result.apps:
-        lines.append(
-            f"  app {app.name}: pre-script {script(app.pre)}, post-script {script(app.post)}"
-        )
+        scripts = f"pre-script {script(app.pre)}, post-script {script(app.post)}"
+        lines.append(f"  app {printable(app.name)}: {scripts}")
     for error in result.errors:
         lines += error_lines(error, paint)
     return "\n".join(lines)

@@ -138,33 +138,33 @@ def run_scripts(
     phase: str,
     env: Mapping[str, str],
     waiter: Waiter,
-    tell: Callable[[AppScripts, int], None],
+    tell: Callable[[AppScripts, ScriptRun | int], None],
     heed: bool,
-) -> dict[str, ScriptRun]:
-    """Run the scripts of one phase, all at once, and wait for all. By app's name.
+) -> None:
+    """Run the scripts of one phase, all at once, and wait for all.
 
-    If `heed`, an interruption of the engine stops them. `tell` hears of attempts as they begin.
+    If `heed`, an interruption of the engine stops them. `tell` hears of attempts as
+    they begin and of the ends as they come.
     """
     for scripts in everyone:
         scripts.start(phase, env)
-    results: dict[str, ScriptRun] = {}
+    running = list(everyone)
     stopping = False
-    while running := [scripts for scripts in everyone if scripts.app.name not in results]:
+    while running:
         if heed and waiter.interrupted and not stopping:
             stopping = True
             for scripts in running:
                 scripts.stop()
         deadline = min(scripts.deadline(phase) for scripts in running)
         ready = waiter.wait([scripts.fileno() for scripts in running], deadline)
-        for scripts in running:
+        for scripts in tuple(running):
             heard = scripts.hear() if scripts.fileno() in ready else None
+            if heard is None and time.monotonic() > scripts.deadline(phase):
+                heard = scripts.lost("its supervisor does not answer")
             if isinstance(heard, ScriptRun):
-                results[scripts.app.name] = heard
-            elif heard is not None:
+                running.remove(scripts)
+            if heard is not None:
                 tell(scripts, heard)
-            elif time.monotonic() > scripts.deadline(phase):
-                results[scripts.app.name] = scripts.lost("its supervisor does not answer")
-    return results
 
 
 class Runner:

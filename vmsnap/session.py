@@ -293,23 +293,27 @@ class Session:
     def run_scripts(self, wanted: list[AppScripts], env: dict[str, str]) -> None:
         phase = self.record.phase
 
-        def tell(scripts: AppScripts, attempt: int) -> None:
-            self.record.mark(f"{phase}-attempt {attempt}", scripts.app.name)
+        def tell(scripts: AppScripts, heard: ScriptRun | int) -> None:
+            if isinstance(heard, ScriptRun):
+                self.script_ended(scripts.app.name, phase, heard)
+            else:
+                self.record.mark(f"{phase}-attempt {heard}", scripts.app.name)
 
-        runs = run_scripts(wanted, phase, env, self.waiter, tell, heed=phase == "pre")
-        for name, run in runs.items():
-            self.runs[name, phase] = run
-            self.record.mark(f"{phase}-ended", name)
-            self.journal.send(
-                f"{phase}-script of {name} " + (run.words or f"succeeded in {run.seconds:.3f} s"),
-                Event.SCRIPT_ENDED.value,
-                VMSNAP_APP=name,
-                VMSNAP_PHASE=phase,
-            )
-            if not run.ok:
-                kinds = SCRIPT[phase]
-                kind = kinds.timeout if run.timed_out else kinds.failed
-                self.record.fail(Failure(kind, phase, name, run.message(phase, name)))
+        run_scripts(wanted, phase, env, self.waiter, tell, heed=phase == "pre")
+
+    def script_ended(self, name: str, phase: str, run: ScriptRun) -> None:
+        self.runs[name, phase] = run
+        self.record.mark(f"{phase}-ended", name)
+        self.journal.send(
+            f"{phase}-script of {name} " + (run.words or f"succeeded in {run.seconds:.3f} s"),
+            Event.SCRIPT_ENDED.value,
+            VMSNAP_APP=name,
+            VMSNAP_PHASE=phase,
+        )
+        if not run.ok:
+            kinds = SCRIPT[phase]
+            kind = kinds.timeout if run.timed_out else kinds.failed
+            self.record.fail(Failure(kind, phase, name, run.message(phase, name)))
 
     # --- what is known -------------------------------------------------------------------------
 

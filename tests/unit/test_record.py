@@ -16,24 +16,24 @@ from .test_journal import Receiver
 
 
 @pytest.mark.parametrize(
-    ("phase", "field"),
+    ("phase", "subject", "field"),
     [
-        ("pre", "VMSNAP_APP"),
-        ("post", "VMSNAP_APP"),
-        ("freeze", "VMSNAP_MOUNT"),
-        ("thaw", "VMSNAP_MOUNT"),
-        ("check", ""),
-        ("snapshot", ""),
-        ("presync", ""),
+        ("pre", "web", "VMSNAP_APP"),
+        ("post", "web", "VMSNAP_APP"),
+        ("freeze", "/srv", "VMSNAP_MOUNT"),
+        ("thaw", "/srv", "VMSNAP_MOUNT"),
+        ("thaw", "guard", "VMSNAP_SUBJECT"),
+        ("check", "/etc/vmsnap/vmsnap.conf", "VMSNAP_SUBJECT"),
+        ("snapshot", "/opt/snap", "VMSNAP_SUBJECT"),
     ],
 )
 def test_a_failure_reaches_the_journal_with_the_fields_of_the_design(
-    tmp_path: Path, phase: str, field: str
+    tmp_path: Path, phase: str, subject: str, field: str
 ) -> None:
     receiver = Receiver(tmp_path / "socket")
     journal = Journal({"VMSNAP_SESSION": "s-1"}, receiver.path)
     record = Record(journal, lambda _: None, lambda: Level.CRASH)
-    assert record.fail(Failure(Kind.FREEZE_FAILED, phase, "what", "it is busy"))
+    assert record.fail(Failure(Kind.FREEZE_FAILED, phase, subject, "it is busy"))
     (found,) = receiver.records()
     receiver.socket.close()
     assert journal._socket
@@ -44,7 +44,7 @@ def test_a_failure_reaches_the_journal_with_the_fields_of_the_design(
     assert found["VMSNAP_PHASE"] == phase
     assert (found["VMSNAP_ERROR"], found["VMSNAP_CODE"]) == ("FreezeFailed", "121")
     assert found["VMSNAP_CONSISTENCY"] == "crash"
-    assert not field or found[field] == "what"
+    assert found[field] == subject
 
 
 @pytest.fixture
