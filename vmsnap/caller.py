@@ -81,7 +81,8 @@ def thaw(run: Path) -> Result:
     if now is None:
         raise NoSession(result)
     if result is None or result.session != now.session:
-        raise Unavailable(f"session {now.session} ended without a result; {error}".rstrip("; "))
+        reason = error or "its process was killed; see `vmsnap thaw --force`"
+        raise Unavailable(f"session {now.session} left no result: {reason}")
     return result
 
 

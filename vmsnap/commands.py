@@ -52,6 +52,7 @@ def options_of(arguments: argparse.Namespace, command: tuple[str, ...] = ()) -> 
 def run_command(arguments: argparse.Namespace) -> int:
     from vmsnap import lock, report
     from vmsnap.events import Waiter
+    from vmsnap.journal import is_journal
     from vmsnap.notify import Manager, verdict
     from vmsnap.result import new_session_id
     from vmsnap.run import Run
@@ -74,7 +75,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json(result.to_json())
             sys.stdout.flush()
-        else:
+        elif not is_journal(2):  # which knows it all already
             paint = report.Paint(colourful(sys.stderr))
             complain(f"{report.summary(result, paint)}\n\n{report.timeline(result)}")
     return OK if result.ok else FAILED

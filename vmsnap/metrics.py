@@ -19,7 +19,7 @@ from vmsnap.files import write_atomically
 from vmsnap.outcome import written_in_child
 from vmsnap.result import Result
 
-SAMPLE = re.compile(r"(vmsnap_\w+(?:\{[^}]*\})?) ([0-9.]+)")
+SAMPLE = re.compile(r"(vmsnap_\w+(?:\{[^}]*\})?) ([0-9]{1,18}(?:\.[0-9]{1,9})?)")
 
 SUCCEEDED = "vmsnap_last_success_timestamp_seconds"
 
@@ -31,7 +31,7 @@ def write_metrics(result: Result, textfile: str, waiter: Waiter, lock: int) -> s
     path = Path(textfile)
 
     def write() -> None:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         write_atomically(path, exposition(result, samples(text)).encode(), 0o644)
 
     error = written_in_child(write, "vmsnap-metrics", waiter, lock)
@@ -41,13 +41,7 @@ def write_metrics(result: Result, textfile: str, waiter: Waiter, lock: int) -> s
 def samples(text: str) -> dict[str, float]:
     """What an earlier file said, by name and labels. Lines that are none of ours are no samples."""
     matches = (SAMPLE.fullmatch(line) for line in text.splitlines())
-    found: dict[str, float] = {}
-    for match in filter(None, matches):
-        try:
-            found[match[1]] = float(match[2])
-        except ValueError:
-            continue
-    return found
+    return {match[1]: float(match[2]) for match in matches if match}
 
 
 def exposition(result: Result, before: dict[str, float]) -> str:
@@ -104,4 +98,4 @@ def family(name: str, words: str, kind: str, values: dict[str, float]) -> Iterat
     yield f"# HELP {name} {words}"
     yield f"# TYPE {name} {kind}"
     for labels, value in values.items():
-        yield f"{name}{labels} {round(value, 6):.15g}"
+        yield f"{name}{labels} {f'{value:.6f}'.rstrip('0').rstrip('.')}"

@@ -32,7 +32,8 @@ class Manager:
 
     def tell(self, *lines: str) -> None:
         if self._notifier is not None:
-            self._notifier.notify("\n".join(lines))
+            # The library encodes in latin-1 and hides the error; the manager wants UTF-8.
+            self._notifier.notify("\n".join(lines).encode().decode("latin-1"))
 
     def ready(self, session: Session) -> None:
         """The unit has started: what it is for is there."""

@@ -35,6 +35,7 @@ from vmsnap.result import (
 from vmsnap.scripts import ScriptRun
 
 KEEP_PATIENCE = 10.0  # seconds for the result to be written
+WRITTEN = b"."
 
 
 def result_of(
@@ -82,8 +83,9 @@ def result_of(
 
 def tell_end(journal: Journal, result: Result) -> None:
     """The record that `vmsnap history` and `vmsnap plot` read."""
+    what = f"{result.consistency}-consistent snapshot" if result.snapshot_taken else "no snapshot"
     journal.send(
-        f"Session {result.session} ended: {result.outcome}, {result.consistency} consistency",
+        f"Session {result.session} ended: {result.outcome}, {what}",
         Event.ENDED.value,
         Priority.NOTICE if result.ok else Priority.ERROR,
         VMSNAP_PHASE="report",
@@ -114,14 +116,17 @@ def written_in_child(write: Callable[[], None], name: str, waiter: Waiter, lock:
     def attempt(told: int) -> None:
         try:
             write()
+            os.write(told, WRITTEN)
         except OSError as e:
             os.write(told, (e.strerror or str(e)).encode())
 
     try:
-        error = in_child(attempt, name, {lock}, waiter, KEEP_PATIENCE)
+        said = in_child(attempt, name, {lock}, waiter, KEEP_PATIENCE)
     except OSError as e:
         return f"cannot start a process for it: {e.strerror}"
-    return "it takes too long" if error is None else error.decode()
+    if said == WRITTEN:
+        return ""
+    return "it takes too long" if said is None else said.decode() or "it was interrupted"
 
 
 def report_lost(run: Path, state: Path, waiter: Waiter, lock: int, invocation: str = "") -> None:

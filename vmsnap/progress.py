@@ -59,7 +59,7 @@ def read(run: Path) -> Progress | None:
         fields["apps"] = tuple(fields["apps"])
         fields["filesystems"] = tuple(fields["filesystems"])
         return Progress(**fields)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

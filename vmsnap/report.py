@@ -177,21 +177,14 @@ def in_progress(progress: Progress) -> str:
 
 
 def lost(progress: Progress, paint: Paint) -> str:
-    return (
-        f"Session {progress.session} {paint('was killed', 'failed')} in phase {progress.phase}; "
-        "see `vmsnap thaw --force`"
-    )
+    how = f"{paint('was killed', 'failed')} in phase {progress.phase}"
+    return f"Session {progress.session} {how};\n  see `vmsnap thaw --force`"
 
 
 def what_is_held(progress: Progress) -> str:
-    count = len(progress.filesystems)
-    if count:
-        return f"{plural(count, 'filesystem')} frozen"
-    return f"{', '.join(progress.apps) or 'nothing'} quiesced, nothing frozen"
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+    if progress.filesystems:
+        return f"{plural(len(progress.filesystems), 'filesystem')} frozen"
+    return f"{plural(len(progress.apps), 'app')} quiesced, nothing frozen"
 
 
 def history_table(sessions: Iterable[Result], paint: Paint) -> str:
@@ -201,13 +194,13 @@ def history_table(sessions: Iterable[Result], paint: Paint) -> str:
         return "The journal knows no session."
     rows = [
         (
-            result.started[:19].replace("T", " "),
+            result.started[:16].replace("T", " "),
             result.session[:8],
             result.outcome,
             result.consistency,
-            duration(result.seconds),
-            duration(result.frozen_seconds),
-            "" if not result.errors else cut(result.errors[0].name, 14),
+            briefly(result.seconds),
+            briefly(result.frozen_seconds),
+            cut(result.errors[0].name, 12) if result.errors else "",
         )
         for result in shown
     ]
@@ -221,8 +214,24 @@ def history_table(sessions: Iterable[Result], paint: Paint) -> str:
     return "\n".join([header, *painted])
 
 
+def briefly(seconds: float) -> str:
+    """In at most seven characters."""
+    for below, unit, form in (
+        (1, 0.001, "{:.0f} ms"),
+        (100, 1, "{:.1f} s"),
+        (6000, 60, "{:.0f} min"),
+    ):
+        if seconds < below:
+            return form.format(seconds / unit)
+    return f"{min(seconds / 3600, 9999):.0f} h"
+
+
 def cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 BAR = 40

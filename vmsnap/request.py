@@ -72,8 +72,12 @@ def place(run: Path, request: Request) -> int:
     fd = open_locked(run)
     if fd is None:
         raise InProgress("found another `vmsnap freeze` that waits for its session to begin")
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, json.dumps(asdict(request)).encode(), 0)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(asdict(request)).encode(), 0)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -88,7 +92,7 @@ def take(run: Path) -> Request | None:
     fd = open_locked(run)
     abandoned = fd is not None
     if fd is None:
-        fd = os.open(run / REQUEST, os.O_RDWR)
+        fd = os.open(run / REQUEST, os.O_RDWR | os.O_NOFOLLOW)
     try:
         text = os.pread(fd, 1 << 20, 0)
         os.ftruncate(fd, 0)
@@ -97,8 +101,10 @@ def take(run: Path) -> Request | None:
         if abandoned:
             raise Unanswerable("found a request whose `vmsnap freeze` is gone; it was cleared away")
         fields: dict[str, Any] = json.loads(text)
-        return Request(**fields)
-    except (ValueError, TypeError) as e:
+        request = Request(**fields)
+        request.options(run)
+        return request
+    except (ValueError, TypeError, RecursionError) as e:
         raise Unanswerable(f"found a request that cannot be read: {e}") from None
     finally:
         os.close(fd)

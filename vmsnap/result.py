@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -137,10 +138,22 @@ def from_json(document: dict[str, Any]) -> Result:
         )
     fields["timeline"] = tuple(TimelineEvent(**e) for e in fields["timeline"])
     result = Result(**fields)
-    for seconds in (result.seconds, result.frozen_seconds, *(e.at for e in result.timeline)):
-        if not isinstance(seconds, (int, float)):
-            raise TypeError(f"found {seconds!r}, expected a number of seconds")
+    check(result)
     return result
+
+
+def check(result: Result) -> None:
+    """Raise TypeError or ValueError if what others count on is not what it must be."""
+    words = (result.session, result.started, *(error.name for error in result.errors))
+    times = (result.seconds, result.frozen_seconds, *(event.at for event in result.timeline))
+    if not all(isinstance(word, str) for word in words):
+        raise TypeError("found something else where a word is expected")
+    if not all(isinstance(time, (int, float)) and math.isfinite(time) for time in times):
+        raise TypeError("found something else where a time in seconds is expected")
+    if result.outcome not in ("success", "failed"):
+        raise ValueError(f"found the outcome {result.outcome!r}, expected success or failed")
+    if result.consistency not in ("application", "filesystem", "crash", "none"):
+        raise ValueError(f"found the consistency {result.consistency!r}, expected a level")
 
 
 def new_session_id() -> str:

@@ -301,7 +301,8 @@ class Output:
             self.record(self._line)
         self._line = b""
         if self.left_out:
-            words = f"{self.left_out} more lines of output are left out"
+            lines = "line of output is" if self.left_out == 1 else "lines of output are"
+            words = f"{self.left_out} more {lines} left out"
             self.send(words, Event.NOTE, Priority.WARNING, "vmsnap")
 
     def record(self, line: bytes) -> None:
