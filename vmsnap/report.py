@@ -156,8 +156,8 @@ def held(progress: Progress, paint: Paint) -> str:
     left = duration(progress.hold_left or 0.0)
     return "\n".join(
         [
-            f"Session {progress.session} {paint('holds', 'success')}: {what_is_held(progress)}",
-            f"  {progress.consistency}-consistent so far",
+            f"Session {progress.session} {paint('holds', 'success')}",
+            f"  {what_is_held(progress)}, {progress.consistency}-consistent so far",
             f"  take the snapshot and run `vmsnap thaw`, within {left}",
         ]
     )
