@@ -6,7 +6,8 @@ RUN    := $(VENV)/bin/python -B
 # What vmsnap imports, then what tests, demo and bench run.
 PACKAGES := python3-distro python3-sdnotify python3-jsonschema \
 	python3-venv e2fsprogs xfsprogs btrfs-progs dosfstools util-linux mount procps \
-	qemu-guest-agent shellcheck mmdebstrap systemd-container
+	qemu-guest-agent shellcheck mmdebstrap systemd-container \
+	zsh fish man-db groff-base bash-completion
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench install install-data clean
@@ -45,7 +46,7 @@ lint: setup ## format, lint, types, Python 3.9, shell scripts
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/vermin -q --no-tips --violations -t=3.9- vmsnap bin/vmsnap
-	shellcheck .ci/run
+	shellcheck .ci/run completions/vmsnap.bash
 
 format: setup ## rewrite the sources as the formatter wants them
 	$(VENV)/bin/ruff format .

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmsnap import lock, progress
+from vmsnap.errors import Impossible
 from vmsnap.lock import InProgress
 from vmsnap.process import output_of
 from vmsnap.progress import Progress
@@ -26,7 +27,7 @@ BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 IN_PROGRESS = "75"  # how the unit ends when it finds another session
 
 
-class Unavailable(Exception):
+class Unavailable(Impossible):
     """There is no systemd to ask, or it could not do what it was asked to."""
 
 
@@ -36,6 +37,10 @@ class NoSession(Exception):
     def __init__(self, last: Result | None) -> None:
         super().__init__("found no session in progress, expected one that holds")
         self.last = last
+
+
+class ResultUnreadable(Impossible):
+    """There is a result, but not one that this program can read."""
 
 
 def freeze(options: Options) -> Progress | Result:
@@ -93,8 +98,8 @@ def refuse_another(run: Path) -> None:
 
 
 def last_result(*directories: Path) -> Result | None:
-    """The last session's result, from the first directory that has one. Raises ValueError if it
-    cannot be read."""
+    """The last session's result, from the first directory that has one. Raises
+    ResultUnreadable."""
     for directory in directories:
         path = directory / LAST
         try:
@@ -102,7 +107,7 @@ def last_result(*directories: Path) -> Result | None:
         except FileNotFoundError:
             continue
         except (ValueError, KeyError, TypeError, RecursionError) as e:
-            raise ValueError(f"{path}: found no result that can be read: {e}") from None
+            raise ResultUnreadable(f"{path}: found no result that can be read: {e}") from None
     return None
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vmsnap.arguments import parser
 from vmsnap.commands import COMMANDS, FAILED, OK, NoCommand, Refused
+from vmsnap.errors import Impossible
 from vmsnap.terminal import complain, ensure_stdio, let_go_of_stdio, print_json
 
 USAGE, IN_PROGRESS, NOT_ROOT = 2, 75, 77
@@ -28,16 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command_line(argv: Sequence[str] | None) -> int:
-    from vmsnap.caller import Unavailable
-    from vmsnap.history import JournalUnreadable
     from vmsnap.lock import InProgress, RunDirectoryUnusable
-    from vmsnap.provision import Exists
-    from vmsnap.request import Unanswerable
-    from vmsnap.watch import Unwatchable
 
     words = list(sys.argv[1:] if argv is None else argv)
     words, rest = split_at_dashes(words)
-    arguments = parser().parse_args(words)
+    arguments = parser().parse_args(join_since(words))
     arguments.words = rest
     for name in ("etc", "run", "state"):
         path = os.path.abspath(getattr(arguments, name))  # noqa: PTH100 - Path keeps ".."
@@ -62,7 +58,7 @@ def command_line(argv: Sequence[str] | None) -> int:
     except NoCommand as e:
         complain(f"vmsnap {arguments.command_name}: {e}")
         return USAGE
-    except (Exists, Unanswerable, Unavailable, Unwatchable, JournalUnreadable) as e:
+    except Impossible as e:
         complain(f"vmsnap {arguments.command_name}: {e}")
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""
@@ -80,13 +76,24 @@ def split_at_dashes(words: list[str]) -> tuple[list[str], list[str] | None]:
     return words[:index], words[index + 1 :]
 
 
+def join_since(words: list[str]) -> list[str]:
+    """`--since -1h` is good for journalctl, but argparse takes -1h for an option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--since" and word.startswith("-"):
+            joined[-1] = f"--since={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 def refuse(arguments: argparse.Namespace, kind_name: str, message: str, code: int) -> int:
     """Report an error for which no session was begun."""
     from vmsnap.errors import Failure, Kind
     from vmsnap.result import refused
 
     kind = Kind[kind_name]
-    if arguments.json and arguments.command_name == "run":
+    if arguments.json and arguments.command_name in ("run", "freeze", "thaw"):
         print_json(refused(Failure(kind, "check", "", message)).to_json())
     complain(
         f"vmsnap {arguments.command_name}: {kind.label} ({kind.code}): {message}\n{kind.action}"

@@ -243,11 +243,7 @@ def status_command(arguments: argparse.Namespace) -> int:
     holder = lock.holder(arguments.run)
     now = progress.read(arguments.run)
     paint = report.Paint(colourful(sys.stdout))
-    try:
-        last = caller.last_result(arguments.run, arguments.state)
-    except ValueError as e:
-        complain(f"vmsnap status: {e}")
-        return FAILED
+    last = caller.last_result(arguments.run, arguments.state)
     if arguments.json:
         print_json(
             {

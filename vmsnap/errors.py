@@ -189,6 +189,10 @@ class Kind(Enum):
         self.message_id = message_id
 
 
+class Impossible(Exception):
+    """A command cannot do what it was asked to. Its words are what people are told."""
+
+
 @dataclass(frozen=True)
 class ScriptKinds:
     """What can go wrong with the script of one phase."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from vmsnap.errors import Impossible
 from vmsnap.journal import Event
 from vmsnap.process import output_of
 from vmsnap.result import Result, from_json
 
 
-class JournalUnreadable(Exception):
+class JournalUnreadable(Impossible):
     """journalctl is not there or did not answer."""
 
 

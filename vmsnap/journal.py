@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Structured records to the systemd journal, held back while anything is frozen.
 
-The sender is our own because it must never block: with / frozen journald stops reading, and a
-blocking sender would then wait for the thaw that it is itself in the way of. A datagram that
-cannot be sent at once is dropped, counted and said. Protocol:
+The sender is our own because it must never block for good: with / frozen journald stops reading,
+and a blocking sender would then wait for the thaw that it is itself in the way of. journald's queue
+holds 512 datagrams of all senders together (net.unix.max_dgram_qlen), so a full one is waited for,
+but once only; then what cannot be sent at once is dropped, counted and said. Protocol:
 https://systemd.io/JOURNAL_NATIVE_PROTOCOL/
 """
 
@@ -13,10 +14,12 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import socket
 import struct
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from enum import Enum, IntEnum
 
 from vmsnap.errors import Problem, Severity
@@ -24,6 +27,7 @@ from vmsnap.errors import Problem, Severity
 SOCKET = "/run/systemd/journal/socket"
 SEND_BUFFER = 8 << 20
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h: SO_SNDBUF without the limit, for root
+PATIENCE = 1.0  # seconds for journald to read on
 F_ADD_SEALS, ALL_SEALS = 1033, 0xF  # linux/fcntl.h
 
 
@@ -60,6 +64,8 @@ class Journal:
         self._pid = 0
         self._held: list[tuple[Priority, bytes, str]] | None = None
         self._dropped = 0
+        self._stuck = False
+        self._phase: dict[str, str] = {}
 
     def hold(self) -> None:
         """Keep records in memory from now on."""
@@ -79,6 +85,7 @@ class Journal:
         identifier: str = "vmsnap",
         **fields: str,
     ) -> None:
+        self._phase = {k: v for k, v in fields.items() if k == "VMSNAP_PHASE"}
         record = {
             "MESSAGE": message,
             "MESSAGE_ID": message_id,
@@ -122,23 +129,43 @@ class Journal:
         return True
 
     def _datagram(self, data: bytes) -> bool:
-        assert self._socket is not None
         try:
-            self._socket.send(data)
+            self._patiently(lambda client: client.send(data))
         except OSError as e:
             return e.errno == errno.EMSGSIZE and self._large(data)
         return True
 
+    def _patiently(self, send: Callable[[socket.socket], int]) -> None:
+        """Send, and if the queue is full wait for room in it, unless that was in vain before."""
+        assert self._socket is not None
+        try:
+            send(self._socket)
+        except BlockingIOError:
+            if self._stuck:
+                raise
+            poll = select.poll()
+            poll.register(self._socket, select.POLLOUT)
+            deadline = time.monotonic() + PATIENCE
+            while True:
+                poll.poll(max(0, deadline - time.monotonic()) * 1000)
+                try:
+                    send(self._socket)
+                    break
+                except BlockingIOError:  # others were faster
+                    if time.monotonic() >= deadline:
+                        self._stuck = True
+                        raise
+        self._stuck = False
+
     def _large(self, data: bytes) -> bool:
         """What is too large for a datagram goes as a sealed memfd, which touches no filesystem."""
-        assert self._socket is not None
         try:
             fd = os.memfd_create("vmsnap-journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             try:
                 os.write(fd, data)
                 fcntl.fcntl(fd, F_ADD_SEALS, ALL_SEALS)
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))
-                self._socket.sendmsg([], [rights])
+                self._patiently(lambda client: client.sendmsg([], [rights]))
             finally:
                 os.close(fd)
         except OSError:
@@ -152,6 +179,7 @@ class Journal:
             "PRIORITY": str(int(Priority.WARNING)),
             "SYSLOG_IDENTIFIER": "vmsnap",
             **self.fields,
+            **self._phase,
         }
         return b"".join(encode(key, value) for key, value in fields.items())
 

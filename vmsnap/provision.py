@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmsnap.errors import Impossible
 from vmsnap.files import make_private, write_atomically
 
 PRE = """\
@@ -30,7 +31,7 @@ exit 1
 """
 
 
-class Exists(Exception):
+class Exists(Impossible):
     """A file that would be written is there already."""
 
 

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable
 
 from vmsnap.consistency import Level
-from vmsnap.errors import Failure
+from vmsnap.errors import SCRIPT, Failure
 from vmsnap.journal import Event, Journal, Priority
+
+OF_SCRIPTS = {kind for kinds in SCRIPT.values() for kind in vars(kinds).values()}
 
 
 class Record:
@@ -71,7 +73,7 @@ def tell_failure(journal: Journal, failure: Failure, consistency: str) -> None:
 
 def subject_field(failure: Failure) -> str:
     """Which field of a record names what a failure is about."""
-    if failure.phase in ("pre", "post"):
+    if failure.phase in ("pre", "post") or failure.kind in OF_SCRIPTS:
         return "VMSNAP_APP"
     on_a_mount = failure.phase in ("presync", "freeze", "thaw") and failure.subject.startswith("/")
     return "VMSNAP_MOUNT" if on_a_mount else "VMSNAP_SUBJECT"

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from vmsnap.consistency import Level
+from vmsnap.errors import Impossible
 from vmsnap.lock import InProgress
 from vmsnap.session import Options
 
 REQUEST = "request"
 
 
-class Unanswerable(Exception):
+class Unanswerable(Impossible):
     """There is a request, but its caller is gone, or it cannot be read."""
 
 

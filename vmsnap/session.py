@@ -96,7 +96,7 @@ class Session:
                 if self.may_go_on():
                     self.snapshot()
         except Exception as e:  # a bug, or a machine at its end; everything is undone by now
-            self.journal.send(traceback.format_exc(), Event.NOTE.value, Priority.ERROR)
+            self.record.tell(traceback.format_exc(), Event.NOTE, Priority.ERROR)
             message = f"found an error that nobody expected: {type(e).__name__}: {e}"
             self.record.fail(Failure(Kind.SNAPSHOT_FAILED, self.record.phase, "", message))
         return self.report()

@@ -119,7 +119,7 @@ def clean_up(run: Path, state: Path) -> bool:
     good = True
 
     def tell(words: str) -> None:
-        journal.send(words, Event.NOTE.value, Priority.WARNING)
+        journal.send(words, Event.NOTE.value, Priority.WARNING, VMSNAP_PHASE="thaw")
 
     try:
         listed = read_list(run / FROZEN_LIST)

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vmsnap.config import App
+from vmsnap.errors import Impossible
 from vmsnap.process import output_of
 
 
-class Unwatchable(Exception):
+class Unwatchable(Impossible):
     """systemd does not watch the scripts."""
 
 

@@ -1,0 +1,78 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# bash completion for vmsnap(1). Works with and without the functions of bash-completion.
+
+# Mount points that begin as the current word does. The kernel writes a space as \040.
+_vmsnap_mounts() {
+    local mount
+    compopt -o filenames
+    while read -r _ _ _ _ mount _; do
+        printf -v mount '%b' "${mount//\\/\\0}"
+        [[ $mount == "$1"* ]] && COMPREPLY+=("$mount")
+    done </proc/self/mountinfo
+}
+
+# The command after `vmsnap run --`, whose first word is number $1.
+_vmsnap_command() {
+    if declare -F _comp_command_offset >/dev/null; then
+        _comp_command_offset "$1"
+    elif declare -F _command_offset >/dev/null; then
+        _command_offset "$1"
+    elif ((COMP_CWORD == $1)); then
+        compopt -o filenames
+        mapfile -t COMPREPLY < <(compgen -c -- "${COMP_WORDS[COMP_CWORD]}")
+    else
+        compopt -o default
+    fi
+}
+
+_vmsnap() {
+    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
+    local command=${COMP_WORDS[1]} words="" i
+    COMPREPLY=()
+    for ((i = 2; i < COMP_CWORD; i++)); do
+        if [[ ${COMP_WORDS[i]} == -- ]]; then
+            [[ $command != run ]] || _vmsnap_command $((i + 1))
+            return
+        fi
+    done
+    if [[ $current == "=" ]]; then # --option=value comes as three words
+        current=""
+    elif [[ $previous == "=" ]]; then
+        previous=${COMP_WORDS[COMP_CWORD - 2]}
+    fi
+    current=${current#[\"\']}
+    current=${current//\\/}
+    if ((COMP_CWORD == 1)); then
+        words="run freeze thaw check plan init status history plot --help --version"
+    else
+        case $previous in
+            --only | --exclude)
+                _vmsnap_mounts "$current"
+                return
+                ;;
+            --require) words="crash filesystem application" ;;
+            --etc | --run | --state)
+                compopt -o filenames
+                mapfile -t COMPREPLY < <(compgen -d -- "$current")
+                return
+                ;;
+            --hold | --since) return ;;
+        esac
+    fi
+    if [[ -z $words && $current == -* ]]; then
+        case $command in
+            run | freeze) words="--only --exclude --hold --require --no-fsfreeze" ;;
+            thaw) words="--force" ;;
+            check) words="--only --exclude --watch" ;;
+            plan) words="--only --exclude" ;;
+            history) words="--since" ;;
+            init | status | plot) ;;
+            *) return ;;
+        esac
+        words+=" --etc --run --state --json --help"
+    fi
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
+}
+
+complete -F _vmsnap vmsnap
