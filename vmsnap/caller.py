@@ -79,7 +79,12 @@ def thaw(run: Path) -> Result:
     """End the session that holds and return its result. Raises InProgress if the session in
     progress is none that holds, NoSession and Unavailable."""
     now = progress.read(run)
-    if lock.holder(run) and not (now and now.held):
+    holder = lock.holder(run)
+    if holder and now is None:  # its engine was killed, and its supervisors are not done yet
+        result = last_result(run)
+        if result and holder.startswith(result.session):
+            return result
+    if holder and not (now and now.held):
         refuse_another(run)
     _, error = systemctl("stop", UNIT)  # also without a session: it may be just ending
     result = last_result(run)

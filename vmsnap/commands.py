@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmsnap.terminal import colourful, complain, print_json, show_phase
+from vmsnap.terminal import colourful, complain, is_journal, print_json, show_phase
 
 if TYPE_CHECKING:
     from vmsnap.result import Result
@@ -51,8 +51,8 @@ def options_of(arguments: argparse.Namespace, command: tuple[str, ...] = ()) -> 
 
 def run_command(arguments: argparse.Namespace) -> int:
     from vmsnap import lock, report
+    from vmsnap.aftermath import conclude
     from vmsnap.events import Waiter
-    from vmsnap.journal import is_journal
     from vmsnap.notify import Manager, verdict
     from vmsnap.result import new_session_id
     from vmsnap.run import Run
@@ -64,6 +64,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     session = new_session_id()
     descriptor = lock.acquire(options.run, session)
     waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    conclude(options.run, options.state, descriptor, waiter)
     taking = Run(options, descriptor, waiter, show_phase(), session)
     manager = Manager()
     manager.follow(taking)
@@ -157,10 +158,10 @@ def insist_on_run_directory(arguments: argparse.Namespace) -> None:
 
 
 def session_command(arguments: argparse.Namespace) -> int:
-    from vmsnap import unit
+    from vmsnap import aftermath, unit
 
     if arguments.stopped:
-        return OK if unit.clean_up(arguments.run, arguments.state) else FAILED
+        return OK if aftermath.stopped(arguments.run, arguments.state) else FAILED
     if "NOTIFY_SOCKET" not in os.environ:
         arguments.parser.error("this is vmsnap-session.service; begin a session: `vmsnap freeze`")
     return OK if unit.serve(arguments.run).ok else FAILED
@@ -168,11 +169,13 @@ def session_command(arguments: argparse.Namespace) -> int:
 
 def check_command(arguments: argparse.Namespace) -> int:
     from vmsnap import checks, host, report
-    from vmsnap.journal import is_journal, tell_problems
+    from vmsnap.journal import tell_problems
     from vmsnap.notify import Manager
     from vmsnap.storage import make_plan
-    from vmsnap.watch import watch_scripts
+    from vmsnap.watch import watch
 
+    if arguments.watch:  # before anything is checked, so that no change is missed in between
+        watch(checks.inspect(arguments.etc))
     found = checks.inspect(arguments.etc)
     settings = found.settings
     plan = make_plan(arguments.only or settings.only, (*arguments.exclude, *settings.exclude))
@@ -194,8 +197,6 @@ def check_command(arguments: argparse.Namespace) -> int:
         print(f"filesystems that would be frozen: {len(plan.acted_on)} (`vmsnap plan`)")
         print(paint(IN_ORDER, "success") if ok else paint("not in order", "failed"))
     Manager().tell(f"STATUS={IN_ORDER if ok else report.problem_line(found.errors[0])}")
-    if arguments.watch:
-        watch_scripts(found.apps)
     return OK if ok else FAILED
 
 
@@ -301,6 +302,8 @@ def plot_command(arguments: argparse.Namespace) -> int:
 
 def force_thaw(arguments: argparse.Namespace) -> int:
     from vmsnap import lock
+    from vmsnap.aftermath import conclude
+    from vmsnap.events import Waiter
     from vmsnap.thaw import ListUnreadable, thaw_listed
 
     told: list[str] = []
@@ -312,6 +315,11 @@ def force_thaw(arguments: argparse.Namespace) -> int:
     except ListUnreadable as e:
         good = False
         told.append(str(e))
+    if good and arguments.run.exists():
+        with contextlib.suppress(lock.InProgress):  # its supervisors run the post-scripts
+            descriptor = lock.acquire(arguments.run, "of `vmsnap thaw --force`")
+            lost = conclude(arguments.run, arguments.state, descriptor, Waiter(()))
+            told += [f"session {lost.session} has ended: {lost.outcome}"] if lost else []
     if arguments.json:
         print_json({"ok": good, "messages": told})
     else:

@@ -210,12 +210,6 @@ def tell_problems(problems: Iterable[Problem]) -> None:
         )
 
 
-def is_journal(fd: int) -> bool:
-    """Whether systemd has connected it to the journal (JOURNAL_STREAM, systemd.exec(5))."""
-    status = os.fstat(fd)
-    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-
-
 def encode(key: str, value: str) -> bytes:
     data = value.encode("utf-8", "replace")
     if b"\n" not in data:

@@ -9,19 +9,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
-from vmsnap import progress
 from vmsnap.config import App
 from vmsnap.consistency import Level
-from vmsnap.errors import Failure, Kind
 from vmsnap.events import Waiter
 from vmsnap.files import write_atomically
 from vmsnap.freezer import Freezer
 from vmsnap.journal import Event, Journal, Priority
 from vmsnap.process import in_child
-from vmsnap.record import Record, tell_failure
+from vmsnap.record import Record
 from vmsnap.result import (
     LAST,
     AppResult,
@@ -30,7 +27,6 @@ from vmsnap.result import (
     SnapshotResult,
     TimelineEvent,
     error_result,
-    refused,
 )
 from vmsnap.scripts import ScriptRun
 
@@ -127,25 +123,3 @@ def written_in_child(write: Callable[[], None], name: str, waiter: Waiter, lock:
     if said == WRITTEN:
         return ""
     return "it takes too long" if said is None else said.decode() or "it was interrupted"
-
-
-def report_lost(run: Path, state: Path, waiter: Waiter, lock: int, invocation: str = "") -> None:
-    """If the session whose progress is written down was killed, give it the result that it could
-    not write: there is no snapshot to rely on. With `invocation`, only a session of that
-    invocation of a unit (systemd.exec(5), INVOCATION_ID). To be called with the lock held."""
-    found = progress.read(run)
-    if found is None or (invocation and found.invocation != invocation):
-        return
-    message = f"the process of session {found.session} was killed in phase {found.phase}"
-    failure = Failure(Kind.ENGINE_LOST, found.phase, "", message)
-    result = replace(
-        refused(failure),
-        session=found.session,
-        required=found.required,
-        started=found.started,
-    )
-    journal = Journal({"VMSNAP_SESSION": found.session})
-    tell_failure(journal, failure, "none")
-    keep(result, run, state, waiter, lock)
-    tell_end(journal, result)
-    progress.forget(run, found.session)

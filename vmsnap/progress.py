@@ -22,13 +22,15 @@ PROGRESS = "session.json"
 @dataclass(frozen=True)
 class Progress:
     """`engine` is a pid, `invocation` that of the unit it runs in ("" outside of one), `held` says
-    whether it waits for `vmsnap thaw`; `hold_ends` is in seconds on CLOCK_MONOTONIC."""
+    whether it waits for `vmsnap thaw`, `filesystems` what is frozen; `hold_ends` is in seconds on
+    CLOCK_MONOTONIC."""
 
     session: str
     phase: str
     engine: int
     invocation: str
     held: bool
+    etc: str
     consistency: str
     required: str
     started: str
@@ -44,7 +46,8 @@ class Progress:
     def to_json(self) -> dict[str, Any]:
         left = self.hold_left
         document = {"version": 1, **asdict(self)}
-        del document["hold_ends"], document["invocation"]
+        for internal in ("hold_ends", "invocation", "etc"):
+            del document[internal]
         return {**document, "hold_left_seconds": None if left is None else round(left, 3)}
 
 
@@ -56,8 +59,8 @@ def write(run: Path, progress: Progress) -> None:
 def read(run: Path) -> Progress | None:
     try:
         fields = json.loads((run / PROGRESS).read_text(encoding="utf-8"))
-        fields["apps"] = tuple(fields["apps"])
-        fields["filesystems"] = tuple(fields["filesystems"])
+        for name in ("apps", "filesystems"):
+            fields[name] = tuple(fields[name])
         return Progress(**fields)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

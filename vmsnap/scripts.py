@@ -82,7 +82,8 @@ class AppScripts:
         self._replaced = False
         self._lock = lock
         self._runner = Runner(app, session, run, grace, journal, lines)
-        make_private(self._runner.directory)
+        if not self._runner.directory.exists():  # it does after an engine was killed
+            make_private(self._runner.directory)
         self._link = self._supervise()
 
     def _supervise(self) -> Link:
@@ -204,8 +205,9 @@ class Runner:
             abandoned = {"VMSNAP_OUTCOME": "failed", "VMSNAP_CONSISTENCY": "none"}
             self.run_script(supervisor, "post", abandoned)
         remove_tree(self.directory)
-        with contextlib.suppress(OSError):
-            self.directory.parent.rmdir()  # the last app of the session succeeds
+        with contextlib.suppress(OSError):  # the last app of the session succeeds
+            self.directory.parent.rmdir()
+            self.directory.parent.parent.rmdir()
 
     def run_script(self, supervisor: Supervisor, phase: str, extra: Mapping[str, str]) -> ScriptRun:
         script = self.app.pre if phase == "pre" else self.app.post

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnap import checks, progress
+from vmsnap.config import App
 from vmsnap.consistency import Level, consistency
 from vmsnap.errors import SCRIPT, Failure, Kind, Severity
 from vmsnap.events import Waiter
@@ -26,12 +27,12 @@ from vmsnap.flush import flush_gently
 from vmsnap.freezer import Freezer
 from vmsnap.journal import Event, Journal, Priority
 from vmsnap.metrics import write_metrics
-from vmsnap.outcome import keep, report_lost, result_of, tell_end
+from vmsnap.outcome import keep, result_of, tell_end
 from vmsnap.progress import Progress
 from vmsnap.record import Record
 from vmsnap.result import Result, SnapshotResult, new_session_id
 from vmsnap.scripts import LINES, AppScripts, ScriptRun, run_scripts
-from vmsnap.storage import Action, count_disks, make_plan
+from vmsnap.storage import count_disks, make_plan
 from vmsnap.thaw import FROZEN_LIST, ListUnreadable, thaw_listed
 
 
@@ -149,7 +150,6 @@ class Session:
     # --- the phases ----------------------------------------------------------------------------
 
     def check(self) -> None:
-        report_lost(self.options.run, self.options.state, self.waiter, self.lock)
         self.record.enter("check", f"Session {self.id} begins", Event.STARTED)
         self.recover()
         self.found = checks.inspect(self.options.etc)
@@ -163,8 +163,8 @@ class Session:
         self.prepare()
 
     def recover(self) -> None:
-        """Clean up after a session that was killed. We hold the lock, so nobody else is about
-        to."""
+        """Clean up after a session that was killed, so far as aftermath.py could not. We hold the
+        lock, so nobody else is about to."""
         left = ""
         try:
             if not thaw_listed(self.options.run, self.record.note):
@@ -185,8 +185,12 @@ class Session:
 
     def pre(self) -> None:
         self.record.enter("pre", "Running pre-scripts")
+        self.supervise(self.found.runnable)
+        self.run_scripts([s for s in self.scripts if s.app.pre], {})
+
+    def supervise(self, apps: list[App]) -> None:
+        """Start a supervisor for each app's scripts."""
         grace = self.found.settings.kill_grace
-        apps = self.found.runnable
         for app in apps:
             try:
                 self.scripts.append(
@@ -203,8 +207,7 @@ class Session:
             except OSError as e:
                 kinds = SCRIPT["pre" if app.pre else "post"]
                 message = f"cannot prepare to run its scripts: {e.filename or ''}: {e.strerror}"
-                self.record.fail(Failure(kinds.failed, "pre", app.name, message))
-        self.run_scripts([s for s in self.scripts if s.app.pre], {})
+                self.record.fail(Failure(kinds.failed, self.record.phase, app.name, message))
 
     def freeze(self) -> None:
         if not (self.options.fsfreeze and self.freezing and self.may_freeze):
@@ -345,7 +348,8 @@ class Session:
 
     def publish(self, phase: str) -> None:
         """The same, in the run directory only."""
-        frozen = [f.entry for f in (self.freezer.filesystems if self.freezer else ())]
+        freezer = self.freezer
+        frozen = freezer.filesystems if freezer and freezer.holding else ()
         progress.write(
             self.options.run,
             Progress(
@@ -354,11 +358,12 @@ class Session:
                 engine=os.getpid(),
                 invocation=os.environ.get("INVOCATION_ID", ""),
                 held=self.held,
+                etc=str(self.options.etc),
                 consistency=self.level.word,
                 required=self.required.word,
                 started=self.started.isoformat(timespec="milliseconds"),
                 apps=tuple(app.name for app in self.found.runnable),
-                filesystems=tuple(e.mount for e in frozen if e.action is Action.FREEZE),
+                filesystems=tuple(f.entry.mount for f in frozen if f.frozen_at is not None),
                 hold_ends=self.hold_ends if phase == "snapshot" else None,
             ),
         )

@@ -37,7 +37,16 @@ def print_json(document: object) -> None:
 
 
 def complain(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    prefix = "<3>" if is_journal(2) else ""  # sd-daemon(3)
+    for line in message.splitlines():
+        print(f"{prefix}{line}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def is_journal(fd: int) -> bool:
+    """Whether systemd has connected it to the journal (JOURNAL_STREAM, systemd.exec(5))."""
+    status = os.fstat(fd)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def colourful(stream: object) -> bool:

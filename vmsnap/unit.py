@@ -4,35 +4,25 @@
 This is the unit's main process. It says READY=1 when everything is frozen and then waits for
 SIGTERM, which comes from `vmsnap thaw` or `systemctl stop`: whoever stops the unit says that the
 snapshot has been taken. Nobody has to: the guard thaws at the end of the hold. If this process is
-killed the guard thaws too, the supervisors run the post-scripts, and ExecStopPost= (clean_up) thaws
-what all of them left behind and gives the session its result.
+killed the guard thaws too, the supervisors run the post-scripts, and ExecStopPost= (aftermath.py)
+does what all of them left undone and gives the session its result.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from pathlib import Path
 
 from vmsnap import lock
+from vmsnap.aftermath import conclude
 from vmsnap.errors import Failure, Kind
 from vmsnap.events import Waiter
-from vmsnap.journal import Event, Journal, Priority
 from vmsnap.notify import Manager, verdict
-from vmsnap.outcome import report_lost
 from vmsnap.process import output_of
 from vmsnap.request import take
 from vmsnap.result import Result, new_session_id
 from vmsnap.session import Options, Session
-from vmsnap.thaw import (
-    FROZEN_LIST,
-    STEP_PATIENCE,
-    ListUnreadable,
-    has_ended,
-    read_list,
-    thaw_listed,
-)
 
 
 class HeldSession(Session):
@@ -102,37 +92,10 @@ def serve(run: Path) -> Result:
     options = request.options(run) if request else Options(run=run)
     descriptor = lock.acquire(run, session)
     waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    conclude(options.run, options.state, descriptor, waiter)
     holding = HeldSession(options, descriptor, waiter, session=session)
     holding.manager = Manager()
     holding.manager.follow(holding)
     result = holding.take()
     holding.manager.tell(f"STATUS={verdict(result)}")
     return result
-
-
-def clean_up(run: Path, state: Path) -> bool:
-    """ExecStopPost=: the unit's main process has ended. If it was killed, thaw what its guard did
-    not, and write down the result of its session. False if anything may stay frozen. A session
-    that is not of this invocation of the unit is left alone."""
-    invocation = os.environ.get("INVOCATION_ID", "")
-    journal = Journal()
-    good = True
-
-    def tell(words: str) -> None:
-        journal.send(words, Event.NOTE.value, Priority.WARNING, VMSNAP_PHASE="thaw")
-
-    try:
-        listed = read_list(run / FROZEN_LIST)
-        if listed.get("invocation") == invocation:
-            journal.fields["VMSNAP_SESSION"] = str(listed.get("session"))
-            if has_ended(int(listed["guard"]), STEP_PATIENCE):
-                good = thaw_listed(run, tell)
-            else:
-                tell("the guard is still inside a freeze; it thaws as soon as the kernel lets it")
-    except FileNotFoundError:
-        pass
-    except ListUnreadable as e:
-        good = False
-        tell(str(e))
-    report_lost(run, state, Waiter(()), -1, invocation)
-    return good

@@ -69,6 +69,31 @@ def test_everything_killed_is_mended_by_the_next_session(lab: Lab) -> None:
     assert lab.frozen == []
 
 
+def test_everything_killed_leaves_the_post_scripts_to_the_next_session(lab: Lab) -> None:
+    lab.filesystem()
+    lab.app(pre=lab.say("quiesced"), post=lab.say(POST))
+    kill_all(lab.hold())
+    lab.release()
+    lab.wait_for_rest()
+    assert lab.run("exit 0").code == 0
+    assert [word for word in lab.events.heard if not word.startswith("held")] == [
+        *("quiesced", "resumed failed none"),  # of the one that was killed
+        *("quiesced", "resumed success application"),
+    ]
+
+
+def test_everything_killed_leaves_the_post_scripts_to_force(lab: Lab) -> None:
+    lab.filesystem()
+    lab.app(pre=lab.say("quiesced"), post=lab.say(POST))
+    kill_all(lab.hold())
+    lab.release()
+    lab.wait_for_rest()
+    assert lab.vmsnap("thaw", "--force").code == 0
+    assert lab.events.wait("resumed") == "failed none"
+    status = lab.vmsnap("status", "--json").result
+    assert (status["lost"], status["last"]["errors"][0]["name"]) == (None, "EngineLost")
+
+
 def test_force_leaves_alone_what_is_mounted_there_now(lab: Lab) -> None:
     first = lab.filesystem()
     kill_all(lab.hold())

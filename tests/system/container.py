@@ -407,7 +407,7 @@ def cgroups(directory: Path) -> list[Path]:
 
 def install(root: Path) -> None:
     """Install vmsnap below `root`. For now -i: the manual and the completions do not exist yet."""
-    call("make", "-i", "-C", REPOSITORY, "install", f"DESTDIR={root}")
+    call("make", "-C", REPOSITORY, "install", f"DESTDIR={root}")
 
 
 def device_of(path: Path) -> str:

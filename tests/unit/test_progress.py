@@ -39,6 +39,7 @@ HELD = Progress(
     engine=4711,
     invocation="58b9ad66d0a945a9b2a8f9b4b5b6c7d8",
     held=True,
+    etc="/etc",
     consistency="application",
     required="crash",
     started="2025-01-31T12:00:00.000+01:00",

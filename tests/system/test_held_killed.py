@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Somebody is killed or stopped while vmsnap-session.service holds: everything is thawed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fs import kernel
+from tests.fs.lab import MKFS, call
+from tests.fs.processes import is_stuck, wait_for_end
+from tests.fs.running import Outcome
+
+from .apps import UNIT, Scene, scene_of, until
+from .container import Container, device_of, status
+
+ENGINE_LOST = "MESSAGE_ID=212ee4753fc54aac95464b84277a04fa"
+LEAVES_A_PROCESS = "setsid sleep 600 >/dev/null 2>&1 &"
+SOON = "WatchdogSec=2s"
+
+
+@pytest.fixture
+def scene(container: Container) -> Iterator[Scene]:
+    with scene_of(container) as made:
+        yield made
+
+
+def assert_lost(scene: Scene, session: str, result: str = "signal") -> None:
+    """Everything that a user can ask says that the engine of this session was killed, and the next
+    session is none the worse for it."""
+    scene.wait_for_failure()
+    assert not scene.container.frozen("/")
+    assert scene.state == ("failed", result)
+    for pid in scene.container.pids("vmsnap-scripts"):
+        wait_for_end(pid)
+    status = scene.vmsnap("status", "--json")
+    assert (status.code, status.result["last"]["session"]) == (1, session)
+    assert "EngineLost 129" in scene.vmsnap("status").out.decode()
+    assert "EngineLost" in scene.vmsnap("history").out.decode()
+    thaw = scene.thaw()
+    assert (thaw.result["session"], thaw.errors) == (session, ["EngineLost"])
+    assert thaw.verdict == ("failed", "none", 1)
+    (record,) = scene.container.journal(ENGINE_LOST)
+    assert record["VMSNAP_SESSION"] == session
+    scene.freeze()
+    assert scene.container.frozen("/")
+    assert scene.thaw().code == 0
+    assert not scene.container.frozen("/")
+
+
+# --- the engine ----------------------------------------------------------------------------------
+
+
+def test_a_killed_engine_is_told_and_leaves_nothing_frozen(scene: Scene) -> None:
+    scene.database()
+    held = scene.freeze()
+    scene.container.kill(scene.engine)
+    assert scene.events.wait("resumed") == "failed none"
+    assert_lost(scene, held["session"])
+
+
+def test_who_thaws_just_after_the_engine_was_killed_is_told(scene: Scene) -> None:
+    scene.database()
+    held = scene.freeze()
+    scene.container.kill(scene.engine)
+    thaw = scene.thaw()
+    assert not scene.container.frozen("/")
+    assert (thaw.code, thaw.result["session"], thaw.errors) == (1, held["session"], ["EngineLost"])
+    assert scene.events.wait("resumed") == "failed none"
+
+
+def test_who_thaws_while_the_post_script_of_a_killed_engine_runs_is_told(scene: Scene) -> None:
+    scene.app(pre=":", post=f"{scene.say('resuming')}; {scene.stop_at('post')}")
+    held = scene.freeze()
+    scene.container.kill(scene.engine)
+    scene.events.wait("resuming")
+    scene.wait_for_failure()
+    thaw = scene.thaw()
+    scene.open("post")
+    assert (thaw.code, thaw.result["session"], thaw.errors) == (1, held["session"], ["EngineLost"])
+
+
+def test_a_caller_is_told_of_an_engine_killed_in_the_pre_scripts(scene: Scene) -> None:
+    scene.database(pre=scene.stop_at("pre"))
+    freeze = scene.start("freeze", "--json")
+    scene.events.wait("quiesced")
+    scene.container.kill(scene.engine)
+    outcome = freeze.finish()
+    assert outcome.verdict == ("failed", "none", 1)
+    assert outcome.errors == ["EngineLost"]
+    assert scene.events.wait("resumed") == "failed none"
+    assert not scene.container.frozen("/")
+
+
+def test_a_caller_is_told_of_an_engine_killed_in_the_post_scripts(scene: Scene) -> None:
+    scene.app(pre=":", post=f"{scene.say('resuming')}; {scene.stop_at('post')}")
+    held = scene.freeze()
+    thaw = scene.start("thaw", "--json")
+    scene.events.wait("resuming")
+    scene.container.kill(scene.engine)
+    outcome = thaw.finish()
+    assert (outcome.code, outcome.errors) == (1, ["EngineLost"])
+    assert outcome.result["session"] == held["session"]
+    scene.open("post")
+    for pid in scene.container.pids("vmsnap-scripts"):
+        wait_for_end(pid)
+    assert scene.events.heard == ["resuming"]
+
+
+def test_the_watchdog_ends_a_stopped_engine(scene: Scene) -> None:
+    scene.settings(SOON)
+    scene.database()
+    held = scene.freeze()
+    scene.container.kill(scene.engine, signal.SIGSTOP)
+    assert scene.events.wait("resumed") == "failed none"
+    assert_lost(scene, held["session"], "watchdog")
+
+
+def test_the_watchdog_does_not_end_an_engine_that_holds(scene: Scene) -> None:
+    scene.settings(SOON)
+    scene.freeze()
+    ends = scene.start("4", program="sleep")
+    ends.finish()
+    assert scene.container.frozen("/")
+    assert scene.state == ("active", "success")
+    assert scene.thaw().verdict == ("success", "filesystem", 0)
+
+
+# --- the guard -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_the_unit_fails_by_itself_when_the_guard_is_ended(
+    scene: Scene, number: signal.Signals
+) -> None:
+    scene.database()
+    held = scene.freeze()
+    os.kill(scene.guard, number)
+    assert scene.events.wait("resumed") == "failed none"
+    scene.wait_for_failure()
+    assert not scene.container.frozen("/")
+    assert scene.state == ("failed", "exit-code")
+    assert "GuardLost (128)" in scene.container.systemctl("status", UNIT).stdout
+    thaw = scene.thaw()
+    assert (thaw.code, thaw.result["session"], thaw.errors) == (1, held["session"], ["GuardLost"])
+
+
+def test_a_stopped_guard_is_replaced_at_the_thaw(scene: Scene) -> None:
+    scene.database()
+    scene.freeze()
+    guard = scene.guard
+    os.kill(guard, signal.SIGSTOP)
+    thaw = scene.thaw()
+    assert not scene.container.frozen("/")
+    assert thaw.errors == ["GuardLost"]
+    assert thaw.verdict == ("success", "crash", 0)
+    assert wait_for_end(guard)
+
+
+def test_a_stopped_guard_is_replaced_at_the_end_of_the_hold(scene: Scene) -> None:
+    scene.database()
+    scene.freeze("--hold=1")
+    guard = scene.guard
+    os.kill(guard, signal.SIGSTOP)
+    assert scene.events.wait("resumed") == "failed none"
+    scene.wait_for_failure()
+    assert not scene.container.frozen("/")
+    thaw = scene.thaw()
+    assert (thaw.code, sorted(thaw.errors)) == (1, ["GuardLost", "HoldExpired"])
+    assert wait_for_end(guard)
+
+
+# --- both, and all -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("app", [True, False])
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_what_the_guard_leaves_behind_is_thawed(
+    scene: Scene, number: signal.Signals, app: bool
+) -> None:
+    """Without an app there is no supervisor: only ExecStopPost= is left to thaw."""
+    if app:
+        scene.database()
+    held = scene.freeze()
+    engine, guard = scene.engine, scene.guard
+    scene.container.kill(engine, signal.SIGSTOP)  # it shall not hear of the guard's death
+    os.kill(guard, number)
+    scene.container.kill(engine)
+    if app:
+        assert scene.events.wait("resumed") == "failed none"
+    assert_lost(scene, held["session"])
+    assert wait_for_end(guard)
+
+
+@pytest.mark.parametrize("app", [True, False])
+def test_the_watchdog_thaws_what_a_stopped_engine_and_guard_hold(scene: Scene, app: bool) -> None:
+    scene.settings(SOON)
+    if app:
+        scene.database()
+    held = scene.freeze()
+    guard = scene.guard
+    scene.container.kill(scene.engine, signal.SIGSTOP)
+    os.kill(guard, signal.SIGSTOP)
+    if app:
+        assert scene.events.wait("resumed") == "failed none"
+    assert_lost(scene, held["session"], "watchdog")
+    assert wait_for_end(guard)
+
+
+def test_all_is_thawed_when_all_processes_of_the_unit_are_killed(scene: Scene) -> None:
+    scene.container.add_filesystem("/srv/data", "xfs")
+    scene.database()
+    held = scene.freeze()
+    scene.container.systemctl("kill", "--signal=KILL", UNIT, check=True)
+    scene.wait_for_failure()
+    assert not scene.container.frozen("/srv/data")
+    assert scene.events.wait("resumed") == "failed none"
+    assert_lost(scene, held["session"])
+
+
+def test_a_main_process_killed_through_systemd_is_no_different(scene: Scene) -> None:
+    scene.database()
+    held = scene.freeze()
+    scene.container.systemctl("kill", "--signal=KILL", "--kill-whom=main", UNIT, check=True)
+    assert scene.events.wait("resumed") == "failed none"
+    assert_lost(scene, held["session"])
+
+
+# --- what scripts leave running ------------------------------------------------------------------
+
+
+def left_running(scene: Scene) -> int:
+    (pid,) = scene.container.pids("sleep")
+    scene.container.added.callback(os.kill, pid, signal.SIGKILL)
+    return pid
+
+
+def test_what_a_pre_script_leaves_running_survives_the_stop(scene: Scene) -> None:
+    scene.database(pre=LEAVES_A_PROCESS)
+    scene.freeze()
+    pid = left_running(scene)
+    assert scene.thaw().verdict == ("success", "application", 0)
+    assert scene.container.pids("sleep") == [pid]
+    scene.database()
+    scene.freeze()
+    assert scene.thaw().verdict == ("success", "application", 0)
+    assert scene.container.pids("sleep") == [pid]
+
+
+def test_what_a_pre_script_leaves_running_survives_a_killed_engine(scene: Scene) -> None:
+    scene.database(pre=LEAVES_A_PROCESS)
+    held = scene.freeze()
+    pid = left_running(scene)
+    scene.container.kill(scene.engine)
+    assert scene.events.wait("resumed") == "failed none"
+    scene.database()
+    assert_lost(scene, held["session"])
+    assert scene.container.pids("sleep") == [pid]
+
+
+# --- a FIFREEZE that does not return -------------------------------------------------------------
+
+
+def prepare_stuck(scene: Scene) -> tuple[str, ...]:
+    """A filesystem on one that somebody else froze: its FIFREEZE returns when that is thawed.
+    Return the options of a session that leaves the other's alone."""
+    container = scene.container
+    container.add_filesystem("/srv/parent", mib=96)
+    size, mkfs = MKFS["ext4"]
+    file = container.path("/srv/parent/child.img")
+    with file.open("wb") as opened:
+        opened.truncate(size << 20)
+    call(*mkfs, file)
+    loop = call("losetup", "--find", "--show", file).strip()
+    container._mount_inside(loop, "/srv/child")
+    call("losetup", "--detach", loop)
+    child = container.path("/srv/child")
+    container.thawers[device_of(child)] = os.open(child, os.O_RDONLY)
+    container.added.callback(lambda d: os.close(container.thawers.pop(d)), device_of(child))
+    container.add_filesystem("/srv/other", "xfs")
+    kernel.freeze(container.path("/srv/parent"))
+    return "--only=/srv/child", "--only=/srv/other"
+
+
+def assert_guard_stays_until_the_kernel_lets_it_go(scene: Scene, guard: int) -> None:
+    assert scene.container.pids("vmsnap-guard") == [guard]
+    assert is_stuck(guard)
+    for pending in ("SigPnd", "ShdPnd"):  # proc(5)
+        assert not int(status(guard)[pending], 16) & 1 << (signal.SIGKILL - 1)
+    assert not scene.container.frozen("/srv/other")
+    assert scene.vmsnap("freeze").code == 75
+    kernel.thaw(scene.container.path("/srv/parent"))
+    assert wait_for_end(guard)
+    for mount in ("/srv/child", "/srv/other", "/srv/parent"):
+        assert not scene.container.frozen(mount)
+    assert scene.freeze()["filesystems"]
+    assert scene.thaw().code == 0
+
+
+def test_a_stop_spares_a_guard_that_is_inside_a_freeze(scene: Scene) -> None:
+    options = prepare_stuck(scene)
+    scene.container.write("/etc/vmsnap/vmsnap.conf", "[freeze]\ntimeout = 1\n")
+    assert scene.freeze(*options)["consistency"] == "crash"
+    guard = scene.guard
+    thaw = scene.thaw()
+    assert thaw.subjects == [("FreezeTimeout", "/srv/child")]
+    assert scene.state[0] == "inactive"
+    assert_guard_stays_until_the_kernel_lets_it_go(scene, guard)
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_a_unit_that_ends_early_spares_a_guard_that_is_inside_a_freeze(
+    scene: Scene, how: str
+) -> None:
+    options = prepare_stuck(scene)
+    freeze = scene.start("freeze", "--json", *options)
+    until(lambda: any(map(is_stuck, scene.container.pids("vmsnap-guard"))))
+    guard = scene.guard
+    if how == "stop":
+        scene.container.systemctl("stop", UNIT)
+    else:
+        scene.container.kill(scene.engine)
+    outcome = freeze.finish()
+    assert outcome.code == 1
+    assert outcome.errors[-1] == ("EngineLost" if how == "kill" else "SnapshotFailed")
+    assert_guard_stays_until_the_kernel_lets_it_go(scene, guard)
+
+
+def test_history_names_every_session_that_was_lost(scene: Scene) -> None:
+    lost = []
+    for _ in range(2):
+        lost.append(scene.freeze()["session"])
+        scene.container.kill(scene.engine)
+        outcome: Outcome = scene.thaw()
+        assert outcome.errors == ["EngineLost"]
+        for pid in scene.container.pids("vmsnap-guard"):
+            wait_for_end(pid)
+    past = json.loads(scene.vmsnap("history", "--json").out)
+    known = [each["session"] for each in past if each["errors"]]
+    assert [session for session in known if session in lost] == lost[::-1]

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""After an engine was killed: what it can no longer do for its session.
+
+Its guard thaws and its supervisors run the post-scripts by themselves. This is for what they did
+not do, having been killed too, and for the result that nobody else can give the session. It is
+called by ExecStopPost= of a unit, which must not meddle with the session of anybody else, by the
+next session, and by `vmsnap thaw --force`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+
+from vmsnap import checks, lock, progress
+from vmsnap.consistency import Level
+from vmsnap.errors import Failure, Kind
+from vmsnap.events import Waiter
+from vmsnap.journal import Event, Journal, Priority
+from vmsnap.notify import Manager, verdict
+from vmsnap.progress import Progress
+from vmsnap.result import Result
+from vmsnap.session import Options, Session
+from vmsnap.thaw import (
+    FROZEN_LIST,
+    STEP_PATIENCE,
+    ListUnreadable,
+    has_ended,
+    read_list,
+    thaw_listed,
+)
+
+
+class LostSession(Session):
+    """What is left of a session: post-scripts and a result. `lock` is -1 if supervisors live,
+    which then run the post-scripts. An app whose supervisor has done so, or has only begun the
+    session, has no private directory any more."""
+
+    def __init__(self, lost: Progress, run: Path, state: Path, lock: int, waiter: Waiter) -> None:
+        options = Options(etc=Path(lost.etc), run=run, state=state)
+        super().__init__(options, lock, waiter, session=lost.session)
+        self.lost = lost
+        self.required = Level[lost.required.upper()]
+        self.started = datetime.datetime.fromisoformat(lost.started)
+
+    def take(self) -> Result:
+        message = f"the process of session {self.id} was killed in phase {self.lost.phase}"
+        self.record.fail(Failure(Kind.ENGINE_LOST, self.lost.phase, "", message))
+        self.found = checks.inspect(self.options.etc)
+        begun = self.options.run / "scripts" / self.id
+        apps = [app for app in self.found.runnable if (begun / app.name).exists()]
+        if self.lock >= 0 and apps:
+            self.supervise(apps)
+            for scripts in self.scripts:
+                scripts.pre_started = True
+            self.post()
+            self.clean_up()
+        return self.report()
+
+
+def conclude(run: Path, state: Path, lock: int, waiter: Waiter) -> Result | None:
+    """With the lock in hand: end a session whose engine, guard and supervisors were all killed.
+    Return its result, None if there is no such session."""
+    if (run / FROZEN_LIST).exists():
+        thaw_left(run)
+    lost = progress.read(run)
+    return LostSession(lost, run, state, lock, waiter).take() if lost else None
+
+
+def stopped(run: Path, state: Path) -> bool:
+    """ExecStopPost=: the unit's main process has ended. False if anything may stay frozen."""
+    invocation = os.environ.get("INVOCATION_ID", "")
+    good = thaw_left(run, invocation)
+    lost = progress.read(run)
+    if lost and lost.invocation == invocation:
+        try:
+            descriptor = lock.acquire(run, lost.session)
+        except (lock.InProgress, lock.RunDirectoryUnusable):
+            descriptor = -1
+        ending = LostSession(lost, run, state, descriptor, Waiter(()))
+        manager = Manager()
+        manager.follow(ending)
+        manager.tell(f"STATUS={verdict(ending.take())}")
+    return good
+
+
+def thaw_left(run: Path, invocation: str | None = None) -> bool:
+    """Thaw what the list in the run directory says may be frozen, unless the list is from another
+    `invocation` of a unit (systemd.exec(5), INVOCATION_ID). False if anything may stay frozen."""
+    journal = Journal()
+
+    def tell(words: str) -> None:
+        journal.send(words, Event.NOTE.value, Priority.WARNING, VMSNAP_PHASE="thaw")
+
+    try:
+        listed = read_list(run / FROZEN_LIST)
+        if invocation not in (None, listed.get("invocation")):
+            return True
+        journal.fields["VMSNAP_SESSION"] = str(listed.get("session"))
+        if has_ended(int(listed["guard"]), STEP_PATIENCE):
+            return thaw_listed(run, tell)
+        tell("the guard is still inside a freeze; it thaws as soon as the kernel lets it")
+    except FileNotFoundError:
+        pass
+    except ListUnreadable as e:
+        tell(str(e))
+        return False
+    return True
