@@ -33,7 +33,7 @@ from vmsnap.record import Record
 from vmsnap.result import Result, SnapshotResult, new_session_id
 from vmsnap.scripts import LINES, AppScripts, ScriptRun, run_scripts
 from vmsnap.storage import count_disks, make_plan
-from vmsnap.thaw import FROZEN_LIST, ListUnreadable, thaw_listed
+from vmsnap.thaw import thaw_earlier
 
 
 @dataclass(frozen=True)
@@ -165,17 +165,7 @@ class Session:
     def recover(self) -> None:
         """Clean up after a session that was killed, so far as aftermath.py could not. We hold the
         lock, so nobody else is about to."""
-        left = ""
-        try:
-            if not thaw_listed(self.options.run, self.record.note):
-                left = (
-                    "what an earlier session had frozen cannot all be thawed; if it is no longer "
-                    f"there, remove {self.options.run / FROZEN_LIST}"
-                )
-        except FileNotFoundError:
-            pass
-        except ListUnreadable as e:
-            left = str(e)
+        left = thaw_earlier(self.options.run, self.record.note)
         if left:
             self.record.fail(Failure(Kind.THAW_FAILED, "check", "", left))
             self.may_freeze = False  # the list of what is still frozen must not be lost

@@ -136,6 +136,21 @@ def thaw_listed(run: Path, tell: Callable[[str], None], forget: bool = True) -> 
     return good
 
 
+def thaw_earlier(run: Path, tell: Callable[[str], None]) -> str:
+    """Thaw what a session that is over has left frozen. Return in words what may stay so."""
+    try:
+        if thaw_listed(run, tell):
+            return ""
+    except FileNotFoundError:
+        return ""
+    except ListUnreadable as e:
+        return str(e)
+    return (
+        "what an earlier session had frozen cannot all be thawed; if it is no longer there, remove "
+        f"{run / FROZEN_LIST}"
+    )
+
+
 def thaw_after_death(run: Path, patience: float | None = STEP_PATIENCE) -> None:
     """For a process that outlived the engine. The guard thaws then, so wait for its end; only if
     the list is still there after that, thaw in its place. A guard that lives is left alone: it may

@@ -31,20 +31,14 @@ from tests.fs.lab import MKFS, call
 from tests.fs.processes import reap, wait_for_end
 
 from . import image
+from .stage import cgroups
 
 REPOSITORY = Path(__file__).parents[2]
 TOOLS = ("systemd-nspawn", "nsenter", "losetup", "mount", "umount", "make", "mkfs.xfs")
 BOOT, POWEROFF, PATIENCE = 90.0, 20.0, 5.0  # seconds after which something is wrong
 RESCUE = 30.0  # seconds after which everything is thawed, whatever a test waits for
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 POWER_OFF = signal.SIGRTMIN + 4  # systemd(1), SIGNALS
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
-CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified")
-NSPAWN = (
-    *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network"),
-    *("--resolv-conf=off", "--timezone=off", "--link-journal=no", "--settings=no"),
-    *("--notify-ready=yes", "--boot"),
-)
 # What tests change and `reset` puts back as it was installed.
 RESTORED = ("etc/vmsnap", "etc/systemd/system", "var/lib/vmsnap")
 # Filesystems without a disk: they cannot be frozen. The machine's root is none of them.
@@ -97,7 +91,7 @@ class Container:
         (self.directory / "root").mkdir(mode=0o700)
         for cgroup in cgroups(self.directory):
             cgroup.mkdir()
-        argv = [sys.executable, "-B", "-m", "tests.system.container", str(self.directory)]
+        argv = [sys.executable, "-B", "-m", "tests.system.stage", str(self.directory)]
         with self.log.open("wb") as log:
             self.stage = subprocess.Popen(
                 argv, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
@@ -399,14 +393,8 @@ def remove(directory: Path) -> None:
             Path(below).rmdir()
 
 
-def cgroups(directory: Path) -> list[Path]:
-    """Of our own: nspawn takes the name "payload", where another container may be."""
-    bases = [Path(base) for base in CGROUPS]
-    return [base / directory.name for base in bases if (base / "cgroup.procs").exists()]
-
-
 def install(root: Path) -> None:
-    """Install vmsnap below `root`. For now -i: the manual and the completions do not exist yet."""
+    """Install vmsnap below `root`."""
     call("make", "-C", REPOSITORY, "install", f"DESTDIR={root}")
 
 
@@ -448,29 +436,3 @@ def end(process: subprocess.Popen[str]) -> str:
 
 def missing_tools() -> list[str]:
     return [tool for tool in (*TOOLS, *image.TOOLS) if shutil.which(tool) is None]
-
-
-def stage(directory: Path) -> None:
-    """The process that becomes systemd-nspawn: makes its mounts, waits for a word, and boots."""
-    # nspawn takes SIGTERM for "shut it down"; killed, it would leave the container running.
-    kernel.check(kernel.libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0))
-    kernel.enter_private_namespace()
-    for cgroup in cgroups(directory):
-        (cgroup / "cgroup.procs").write_text("0")
-    root = directory / "root"
-    call("mount", "-o", "loop", directory / "root.img", root)
-    # Of these nspawn binds parts into the container, which must not be the machine's disk.
-    release = Path("/usr/lib/os-release").resolve()
-    text = release.read_bytes()
-    call("mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/run")
-    Path("/run/os-release").write_bytes(text)
-    call("mount", "--bind", "/run/os-release", release)
-    os.write(1, b"ready\n")
-    if os.read(0, 100):
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(2, 1)
-        os.execvp(NSPAWN[0], [*NSPAWN, "--directory", str(root)])
-
-
-if __name__ == "__main__":
-    stage(Path(sys.argv[1]))
