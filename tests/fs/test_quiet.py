@@ -106,7 +106,7 @@ def test_without_a_terminal_there_are_no_control_characters(lab: Lab) -> None:
     assert outcome.code == 0
     assert "\033" not in outcome.err
     assert "\r" not in outcome.err
-    assert "filesystem" in outcome.err
+    assert "application-consistent snapshot" in outcome.err
 
 
 def test_a_reader_of_the_output_that_has_gone_changes_nothing(lab: Lab) -> None:
