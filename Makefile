@@ -67,6 +67,7 @@ install: install-data ## install everything below DESTDIR, as the packages have 
 	install -d $(DESTDIR)$(PYTHONDIR)/vmsnap
 	install -m 644 vmsnap/*.py vmsnap/*.json vmsnap/py.typed $(DESTDIR)$(PYTHONDIR)/vmsnap
 	$(PYTHON) -m compileall -q $(if $(DESTDIR),-s $(DESTDIR)) $(DESTDIR)$(PYTHONDIR)/vmsnap
+	$(if $(DESTDIR),,-journalctl --update-catalog; systemctl daemon-reload)
 
 install-data: ## install everything but the Python package: units, catalogues, manual, completion
 	install -d -m 700 $(addprefix $(DESTDIR)/etc/vmsnap/,apps.d scripts vmsnap.conf.d) \

@@ -63,7 +63,7 @@ _vmsnap() {
     if [[ -z $words && $current == -* ]]; then
         case $command in
             run | freeze) words="--only --exclude --hold --require --no-fsfreeze" ;;
-            thaw) words="--force" ;;
+            thaw) words="--failed --force" ;;
             check) words="--only --exclude --watch" ;;
             plan) words="--only --exclude" ;;
             history) words="--since" ;;

@@ -50,6 +50,7 @@ set options complete -c vmsnap -n "__vmsnap_in run freeze"
 $options -l hold -x -d 'seconds until the thaw'
 $options -l require -x -a 'crash filesystem application' -d 'no snapshot below'
 $options -l no-fsfreeze -d 'the platform freezes'
+complete -c vmsnap -n "__vmsnap_in thaw" -l failed -d 'and say that the snapshot has not been taken'
 complete -c vmsnap -n "__vmsnap_in thaw" -l force -d 'thaw what a killed session left frozen'
 complete -c vmsnap -n "__vmsnap_in check" -l watch -d 'check again when scripts change'
 complete -c vmsnap -n "__vmsnap_in history" -l since -x -d 'a time, as journalctl takes it'

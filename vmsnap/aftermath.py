@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from vmsnap import checks, lock, progress
@@ -57,6 +58,21 @@ class LostSession(Session):
             self.post()
             self.clean_up()
         return self.report()
+
+    def result(self) -> Result:
+        """Nothing is claimed that is not known: of the pre-scripts nothing is, and the stall is the
+        longest that it can have been."""
+        stall = 0.0
+        if self.lost.phase in ("freeze", "snapshot"):
+            stall = self.record.began - self.lost.since
+        age = datetime.datetime.now(datetime.timezone.utc) - self.started
+        known = super().result()
+        return replace(
+            known,
+            seconds=max(0.0, round(age.total_seconds(), 6)),
+            frozen_seconds=max(0.0, round(stall, 6)),
+            apps=tuple(app for app in known.apps if app.post),
+        )
 
 
 def conclude(run: Path, state: Path, lock: int, waiter: Waiter) -> Result | None:

@@ -20,8 +20,7 @@ examples:
   vmsnap check                        is everything right? (changes nothing)
   vmsnap plan                         which filesystems would be frozen, and why not the others
   vmsnap run -- ./take-snapshot       quiesce, freeze, run the command, thaw, resume
-  vmsnap freeze && ./take-snapshot; vmsnap thaw
-                                      the same in two halves, held by systemd in between
+  vmsnap freeze, vmsnap thaw          the same in two halves, held by systemd in between
   vmsnap status                       the session in progress, or how the last one went
   vmsnap history --since yesterday    sessions, read back from the journal
   vmsnap plot 3f2a > session.svg      what happened when in one of them
@@ -31,7 +30,9 @@ exit codes: 0 succeeded, 1 failed, 2 usage, 75 another session is in progress, 7
 """
 FREEZE_EXAMPLES = """\
 examples:
-  vmsnap freeze --hold 30 && ./take-snapshot; vmsnap thaw
+  vmsnap freeze --hold 30 || exit
+  if ./take-snapshot; then vmsnap thaw; else vmsnap thaw --failed; fi
+
   vmsnap freeze --require application --json
   vmsnap freeze --only /srv --only /var/lib/postgresql
 
@@ -42,6 +43,7 @@ Interrupting `vmsnap freeze` (Ctrl-C) ends it too; killing it does not.
 THAW_EXAMPLES = """\
 examples:
   vmsnap thaw             thaw, run post-scripts, say what the snapshot is worth
+  vmsnap thaw --failed    the same, but there is no snapshot
   vmsnap thaw --force     thaw what a killed session left frozen
 
 Exits with 1 if the hold had expired meanwhile: a snapshot that was not finished by then is none.
@@ -159,7 +161,11 @@ def parser() -> argparse.ArgumentParser:
         epilog=FREEZE_EXAMPLES,
     )
     thaw = command("thaw", "end what `vmsnap freeze` began", epilog=THAW_EXAMPLES)
-    thaw.add_argument("--force", action="store_true", help="thaw what a killed session left frozen")
+    how = thaw.add_mutually_exclusive_group()
+    how.add_argument(
+        "--failed", action="store_true", help="and say that the snapshot has not been taken"
+    )
+    how.add_argument("--force", action="store_true", help="thaw what a killed session left frozen")
     check = command("check", "check configuration, scripts and filesystems", selection)
     check.add_argument(
         "--watch",

@@ -49,6 +49,7 @@ def freeze(options: Options) -> Progress | Result:
     session first."""
     from vmsnap.request import place, request_of, withdraw  # `vmsnap thaw` must start fast
 
+    refuse_without_systemd()
     lock.prepare(options.run)
     session = new_session_id()
     request = place(options.run, request_of(options, session))
@@ -75,9 +76,10 @@ def freeze(options: Options) -> Progress | Result:
     raise Unavailable(f"{UNIT} could not be started: {error}")
 
 
-def thaw(run: Path) -> Result:
-    """End the session that holds and return its result. Raises InProgress if the session in
-    progress is none that holds, NoSession and Unavailable."""
+def thaw(run: Path, failed: bool = False) -> Result:
+    """End the session that holds and return its result; with `failed`, one without a snapshot.
+    Raises InProgress if the session in progress is none that holds, NoSession and Unavailable."""
+    refuse_without_systemd()
     now = progress.read(run)
     holder = lock.holder(run)
     if holder and now is None:  # its engine was killed, and its supervisors are not done yet
@@ -86,6 +88,10 @@ def thaw(run: Path) -> Result:
             return result
     if holder and not (now and now.held):
         refuse_another(run)
+    if now and failed:
+        from vmsnap.request import disown
+
+        disown(run, now.session)
     _, error = systemctl("stop", UNIT)  # also without a session: it may be just ending
     result = last_result(run)
     if now is None:
@@ -116,10 +122,16 @@ def last_result(*directories: Path) -> Result | None:
     return None
 
 
+def refuse_without_systemd() -> None:
+    if not BOOTED.is_dir():
+        raise Unavailable(
+            "found no systemd running here, expected it to hold the session; there are "
+            "`vmsnap run -- COMMAND` and `vmsnap thaw --force`"
+        )
+
+
 def systemctl(*words: str) -> tuple[int, str]:
     """Return systemctl's exit code and what it complained of."""
-    if not BOOTED.is_dir():
-        raise Unavailable("found no systemd running here; use `vmsnap run -- COMMAND`")
     try:
         code, _, error = output_of(["systemctl", *words])
     except OSError as e:

@@ -18,8 +18,10 @@ from typing import Any
 from vmsnap import config
 from vmsnap.config import App, Incorrect, Script, Settings
 from vmsnap.errors import SCRIPT, Kind, Problem, Severity
+from vmsnap.lock import holder
 from vmsnap.pin import open_plan
 from vmsnap.storage import Plan
+from vmsnap.thaw import FROZEN_LIST
 from vmsnap.trusted import Unreadable, Untrusted, open_trusted, read_text
 
 APP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -238,6 +240,14 @@ def inspect_filesystems(found: Inspection, plan: Plan, run: Path) -> None:
         )
     for failure in failures:
         found.error(failure.kind, failure.subject, failure.message)
+
+
+def inspect_remains(found: Inspection, run: Path) -> None:
+    """Check that no session was killed and left filesystems frozen."""
+    listed = run / FROZEN_LIST
+    if listed.exists() and not holder(run):
+        message = f"{listed}: found a list of filesystems that a killed session has left frozen"
+        found.error(Kind.THAW_FAILED, str(listed), message)
 
 
 # --- reading -----------------------------------------------------------------------------------

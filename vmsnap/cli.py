@@ -22,10 +22,13 @@ USAGE, IN_PROGRESS, NOT_ROOT = 2, 75, 77
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     ensure_stdio()
+    code = OK
     try:
-        return command_line(argv)
+        code = command_line(argv)
     finally:
-        let_go_of_stdio()
+        if not let_go_of_stdio() and code == OK:
+            code = FAILED
+    return code
 
 
 def command_line(argv: Sequence[str] | None) -> int:

@@ -106,6 +106,10 @@ def freeze_command(arguments: argparse.Namespace) -> int:
     show("begin")
     try:
         began = caller.freeze(options_of(arguments))
+    except KeyboardInterrupt:
+        show("")
+        complain("vmsnap freeze: interrupted; the session has been ended")
+        raise
     finally:
         show("")
     if not isinstance(began, Progress):
@@ -126,7 +130,7 @@ def thaw_command(arguments: argparse.Namespace) -> int:
     show = show_phase()
     show("end")
     try:
-        result = caller.thaw(arguments.run)
+        result = caller.thaw(arguments.run, arguments.failed)
     except caller.NoSession as e:
         if e.last is None or e.last.ok:
             raise Refused("NO_SESSION", str(e)) from None
@@ -181,6 +185,7 @@ def check_command(arguments: argparse.Namespace) -> int:
     plan = make_plan(arguments.only or settings.only, (*arguments.exclude, *settings.exclude))
     if all(app.freeze for app in found.apps):
         checks.inspect_filesystems(found, plan, arguments.run)
+    checks.inspect_remains(found, arguments.run)
     ok = not found.errors
     if arguments.json:
         print_json({"ok": ok, "problems": [problem.to_json() for problem in found.problems]})
@@ -240,6 +245,7 @@ def init_command(arguments: argparse.Namespace) -> int:
 
 def status_command(arguments: argparse.Namespace) -> int:
     from vmsnap import caller, lock, progress, report
+    from vmsnap.thaw import FROZEN_LIST
 
     holder = lock.holder(arguments.run)
     now = progress.read(arguments.run)
@@ -258,7 +264,7 @@ def status_command(arguments: argparse.Namespace) -> int:
     elif holder:
         print(f"In progress: session {holder}")
     elif now:
-        print(report.lost(now, paint))
+        print(report.lost(now, (arguments.run / FROZEN_LIST).exists(), paint))
     elif last:
         print(f"{report.summary(last, paint)}\n\n{report.timeline(last)}")
     else:
@@ -307,8 +313,11 @@ def force_thaw(arguments: argparse.Namespace) -> int:
     from vmsnap.thaw import ListUnreadable, thaw_listed
 
     told: list[str] = []
+    holder = lock.holder(arguments.run)
+    if holder:
+        told.append(f"session {holder} is in progress; what it has frozen is thawed all the same")
     try:
-        good = thaw_listed(arguments.run, told.append, forget=not lock.holder(arguments.run))
+        good = thaw_listed(arguments.run, told.append, forget=not holder)
     except FileNotFoundError:
         good = True
         told.append(f"nothing to thaw: {arguments.run} holds no list of frozen filesystems")
@@ -319,7 +328,10 @@ def force_thaw(arguments: argparse.Namespace) -> int:
         with contextlib.suppress(lock.InProgress):  # its supervisors run the post-scripts
             descriptor = lock.acquire(arguments.run, "of `vmsnap thaw --force`")
             lost = conclude(arguments.run, arguments.state, descriptor, Waiter(()))
-            told += [f"session {lost.session} has ended: {lost.outcome}"] if lost else []
+            if lost:
+                told.append(f"session {lost.session} was killed; it has ended as failed")
+                resumed = [app.name for app in lost.apps if app.post]
+                told += [f"post-script of {name}: has run" for name in resumed]
     if arguments.json:
         print_json({"ok": good, "messages": told})
     else:

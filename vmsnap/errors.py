@@ -83,8 +83,9 @@ class Kind(Enum):
     SNAPSHOT_FAILED = (
         "SnapshotFailed",
         130,
-        "The snapshot command failed, so there is no snapshot",
-        "Read the command's own output and run it by hand outside of vmsnap",
+        "The snapshot was not taken: its command failed, or the session was interrupted",
+        "See the reason in the message. If it was the command, read its output and run it by hand "
+        "outside of vmsnap; if it was an interruption, take the snapshot again",
         "894c9b699b4e4f68b8f9ce733339237a",
     )
     SESSION_IN_PROGRESS = (
@@ -148,7 +149,8 @@ class Kind(Enum):
         "IncorrectJSONConfigFile",
         305,
         "The configuration file of an app cannot be used",
-        "Correct the key named, or write the file anew with `vmsnap init`; owner root, mode 0600",
+        "Correct the key named, or move app and scripts away and write them anew with "
+        "`vmsnap init`; owner root, mode 0600",
         "347de5ebeb5e4c619a78f27f86400a20",
     )
     INSUFFICIENT_PERMISSION_FOR_PRE_SCRIPT = (

@@ -22,8 +22,8 @@ PROGRESS = "session.json"
 @dataclass(frozen=True)
 class Progress:
     """`engine` is a pid, `invocation` that of the unit it runs in ("" outside of one), `held` says
-    whether it waits for `vmsnap thaw`, `filesystems` what is frozen; `hold_ends` is in seconds on
-    CLOCK_MONOTONIC."""
+    whether it waits for `vmsnap thaw`, `filesystems` what is frozen. Since when it is so (`since`)
+    and when the hold ends is in seconds on CLOCK_MONOTONIC."""
 
     session: str
     phase: str
@@ -37,6 +37,7 @@ class Progress:
     apps: tuple[str, ...]
     filesystems: tuple[str, ...]
     hold_ends: float | None
+    since: float
 
     @property
     def hold_left(self) -> float | None:
@@ -46,7 +47,7 @@ class Progress:
     def to_json(self) -> dict[str, Any]:
         left = self.hold_left
         document = {"version": 1, **asdict(self)}
-        for internal in ("hold_ends", "invocation", "etc"):
+        for internal in ("hold_ends", "since", "invocation", "etc"):
             del document[internal]
         return {**document, "hold_left_seconds": None if left is None else round(left, 3)}
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -176,9 +177,15 @@ def in_progress(progress: Progress) -> str:
     return "\n".join(lines)
 
 
-def lost(progress: Progress, paint: Paint) -> str:
-    how = f"{paint('was killed', 'failed')} in phase {progress.phase}"
-    return f"Session {progress.session} {how};\n  see `vmsnap thaw --force`"
+def lost(progress: Progress, frozen: bool, paint: Paint) -> str:
+    lines = [
+        f"Session {progress.session} {paint('was killed', 'failed')} in phase {progress.phase}",
+        "  `vmsnap thaw --force` ends it: it runs post-scripts that have not run",
+    ]
+    if frozen:
+        count = plural(len(progress.filesystems), "filesystem")
+        lines.insert(1, f"  {count} may still be frozen: whoever writes there hangs")
+    return "\n".join(lines)
 
 
 def what_is_held(progress: Progress) -> str:
@@ -194,7 +201,7 @@ def history_table(sessions: Iterable[Result], paint: Paint) -> str:
         return "The journal knows no session."
     rows = [
         (
-            result.started[:16].replace("T", " "),
+            local_time(result.started),
             result.session[:8],
             result.outcome,
             result.consistency,
@@ -212,6 +219,15 @@ def history_table(sessions: Iterable[Result], paint: Paint) -> str:
         for line, result in zip(lines, shown)
     ]
     return "\n".join([header, *painted])
+
+
+def local_time(started: str) -> str:
+    """To the minute, in the time zone of whoever asks."""
+    try:
+        moment = datetime.datetime.fromisoformat(started).astimezone()
+    except (ValueError, OverflowError):
+        return started[:16]
+    return moment.strftime("%Y-%m-%d %H:%M")
 
 
 def briefly(seconds: float) -> str:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the options of `vmsnap freeze` reach vmsnap-session.service: in a file that both may lock.
+That of `vmsnap thaw` (--failed) is one that names the session.
 
 The caller locks the file, writes what it wants into it, starts the unit, and keeps the lock until
 it has its answer. So there is one caller at a time, and a request counts only while its caller
@@ -18,10 +19,12 @@ from typing import Any
 
 from vmsnap.consistency import Level
 from vmsnap.errors import Impossible
-from vmsnap.lock import InProgress
+from vmsnap.files import write_atomically
+from vmsnap.lock import InProgress, RunDirectoryUnusable
 from vmsnap.session import Options
 
 REQUEST = "request"
+DISOWNED = "no-snapshot"
 
 
 class Unanswerable(Impossible):
@@ -69,17 +72,33 @@ def request_of(options: Options, session: str) -> Request:
 
 def place(run: Path, request: Request) -> int:
     """The caller's side. Return the descriptor that keeps the request valid, until withdraw().
-    Raises InProgress if another caller is waiting."""
+    Raises InProgress if another caller is waiting, and RunDirectoryUnusable."""
     fd = open_locked(run)
     if fd is None:
         raise InProgress("found another `vmsnap freeze` that waits for its session to begin")
     try:
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(asdict(request)).encode(), 0)
-    except OSError:
+    except OSError as e:
         os.close(fd)
-        raise
+        raise RunDirectoryUnusable(f"{run / REQUEST}: {e.strerror}") from None
     return fd
+
+
+def disown(run: Path, session: str) -> None:
+    """Say, before the session is ended, that its snapshot has not been taken."""
+    write_atomically(run / DISOWNED, session.encode(), 0o600)
+
+
+def disowned(run: Path, session: str) -> bool:
+    """Whether its snapshot was disowned. The word is forgotten."""
+    path = run / DISOWNED
+    try:
+        word = path.read_text(encoding="utf-8", errors="replace")
+        path.unlink()
+    except OSError:
+        return False
+    return word == session
 
 
 def withdraw(fd: int) -> None:

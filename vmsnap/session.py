@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -355,5 +356,6 @@ class Session:
                 apps=tuple(app.name for app in self.found.runnable),
                 filesystems=tuple(f.entry.mount for f in frozen if f.frozen_at is not None),
                 hold_ends=self.hold_ends if phase == "snapshot" else None,
+                since=time.monotonic(),
             ),
         )

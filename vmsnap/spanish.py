@@ -70,8 +70,9 @@ KINDS = {
         "fiarse de la que estaba en curso",
     ),
     Kind.SNAPSHOT_FAILED: (
-        "El comando de la instantánea falló, así que no hay instantánea",
-        "Lea la salida del propio comando y ejecútelo a mano, fuera de vmsnap",
+        "No se tomó la instantánea: falló su comando o se interrumpió la sesión",
+        "Vea el motivo en el mensaje. Si fue el comando, lea su salida y ejecútelo a mano, fuera "
+        "de vmsnap; si fue una interrupción, tome la instantánea de nuevo",
     ),
     Kind.SESSION_IN_PROGRESS: (
         "Hay otra sesión en curso en esta máquina",
@@ -107,8 +108,8 @@ KINDS = {
     ),
     Kind.INCORRECT_JSON_CONFIG_FILE: (
         "El archivo de configuración de una aplicación no se puede usar",
-        "Corrija la clave indicada, o escriba el archivo de nuevo con `vmsnap init`; propietario "
-        "root, modo 0600",
+        "Corrija la clave indicada, o aparte la aplicación y sus scripts y escríbalos de nuevo con "
+        "`vmsnap init`; propietario root, modo 0600",
     ),
     Kind.INSUFFICIENT_PERMISSION_FOR_PRE_SCRIPT: (
         "Otros usuarios además de root podrían haber modificado el pre-script, o root no puede "

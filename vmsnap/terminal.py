@@ -4,6 +4,7 @@ with them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -54,13 +55,20 @@ def colourful(stream: object) -> bool:
     return isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def let_go_of_stdio() -> None:
-    """Whoever read may have gone, which is not for Python to complain of with an exit code."""
+def let_go_of_stdio() -> bool:
+    """Flush. False, and a word on stderr, if what was printed cannot be written; whoever read may
+    have gone, which is not for Python to complain of with an exit code."""
+    good = True
     for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)):
         try:
             stream.flush()
-        except OSError:
+        except OSError as e:
             os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+            if not isinstance(e, BrokenPipeError):
+                good = False
+                with contextlib.suppress(OSError):
+                    complain(f"vmsnap: the output could not be written: {e.strerror}")
+    return good
 
 
 def ensure_stdio() -> None:

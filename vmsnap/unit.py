@@ -20,7 +20,7 @@ from vmsnap.errors import Failure, Kind
 from vmsnap.events import Waiter
 from vmsnap.notify import Manager, verdict
 from vmsnap.process import output_of
-from vmsnap.request import take
+from vmsnap.request import disowned, take
 from vmsnap.result import Result, new_session_id
 from vmsnap.session import Options, Session
 
@@ -47,9 +47,13 @@ class HeldSession(Session):
             failure.kind in (Kind.HOLD_EXPIRED, Kind.SNAPSHOT_FAILED)
             for failure in self.record.failures
         )
-        if self.taken and machine_stops():
-            self.taken = False
+        message = ""
+        if disowned(self.options.run, self.id):
+            message = "whoever held the session says that the snapshot has not been taken"
+        elif self.taken and machine_stops():
             message = "the machine is being shut down, which ended the hold"
+        if message:
+            self.taken = False
             self.record.fail(Failure(Kind.SNAPSHOT_FAILED, "snapshot", "", message))
 
     @property

@@ -175,7 +175,7 @@ def test_the_command_of_a_session_is_completed(shell: Shell, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bash-completion", "zsh", "fish"])
 def test_the_command_of_a_session_has_its_own_completion(shell: Shell, name: str) -> None:
-    assert shell.offers(name, "vmsnap", "run", "--", "vmsnap", "thaw", "--f") == {"--force"}
+    assert shell.offers(name, "vmsnap", "run", "--", "vmsnap", "thaw", "--fo") == {"--force"}
 
 
 @pytest.mark.parametrize("name", SHELLS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import datetime
 import re
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -130,17 +132,19 @@ def test_a_session_in_progress_fits_on_a_terminal_of_80_columns(progress: Progre
 
 
 def test_a_lost_session_is_told_with_its_phase_and_the_way_out() -> None:
-    words = " ".join(lost(replace(HELD, phase="post"), PLAIN).split())
+    words = " ".join(lost(replace(HELD, phase="post"), False, PLAIN).split())
     assert words.startswith(f"Session {HELD.session} was killed in phase post")
     assert "`vmsnap thaw --force`" in words
+    assert "frozen" not in words
+    assert "2 filesystems may still be frozen" in lost(HELD, True, PLAIN)
 
 
 @given(PROGRESSES)
 def test_a_lost_session_fits_on_a_terminal_of_80_columns(progress: Progress) -> None:
-    assert widest(lost(progress, PLAIN)) <= 80
+    assert widest(lost(progress, True, PLAIN)) <= 80
 
 
-@pytest.mark.parametrize("tell", [held, lost])
+@pytest.mark.parametrize("tell", [held, lambda *words: lost(words[0], True, words[1])])
 @given(progress=PROGRESSES.map(lambda progress: replace(progress, hold_ends=None)))
 def test_colours_change_no_word(tell: object, progress: Progress) -> None:
     assert callable(tell)
@@ -152,7 +156,19 @@ def test_colours_change_no_word(tell: object, progress: Progress) -> None:
 # --- past sessions -----------------------------------------------------------------------------
 
 
-def test_the_history_has_one_line_for_each_session_under_its_headings() -> None:
+@pytest.fixture
+def one_hour_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The time zone of those who read."""
+    monkeypatch.setenv("TZ", "XXX-1")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_the_history_has_one_line_for_each_session_under_its_headings(
+    one_hour_east: None,
+) -> None:
     good = replace(FULL, session="3f2a" * 9, outcome="success", errors=())
     header, first, second = history_table([FULL, good], PLAIN).splitlines()
     assert header.split() == [*("STARTED", "SESSION", "OUTCOME", "LEVEL", "TOOK", "STALL"), *ERROR]

@@ -32,6 +32,7 @@ PROGRESSES = st.builds(
     apps=NAMES,
     filesystems=NAMES,
     hold_ends=st.none() | st.floats(-1e9, 1e9),
+    since=st.floats(0, 1e9),
 )
 HELD = Progress(
     session="0b6f5a0e-6f55-4b4b-8f2c-59e3b5b8f6a1",
@@ -46,6 +47,7 @@ HELD = Progress(
     apps=("web", "db"),
     filesystems=("/", "/srv"),
     hold_ends=1000.0,
+    since=990.0,
 )
 
 
