@@ -553,6 +553,19 @@ def test_thaw_force_ends_the_freeze_but_not_the_session(scene: Scene) -> None:
     assert scene.events.heard == ["quiesced", "resumed success crash"]
 
 
+def test_who_got_no_snapshot_can_say_so(scene: Scene) -> None:
+    scene.database()
+    scene.freeze()
+    outcome = scene.vmsnap("thaw", "--failed", "--json")
+    assert (outcome.code, outcome.errors) == (1, ["SnapshotFailed"])
+    assert outcome.result["consistency"] == "none"
+    assert scene.events.heard == ["quiesced", "resumed failed none"]
+    assert not scene.container.frozen("/")
+    assert scene.state == ("failed", "exit-code")
+    scene.freeze()  # and the next session knows nothing of it
+    assert scene.thaw().code == 0
+
+
 def test_no_file_of_a_session_is_left_in_the_run_directory(scene: Scene) -> None:
     scene.database()
     scene.freeze()
