@@ -57,7 +57,7 @@ _vmsnap() {
             fi
             case $words[1] in
                 run | freeze) _arguments -S $every $selection $session && ret=0 ;;
-                thaw) _arguments $every '(--force)--failed[and say that the snapshot has not been taken]' '(--failed)--force[thaw what a killed session left frozen]' && ret=0 ;;
+                thaw) _arguments $every '(--force)--failed[and say that the snapshot has not been taken]' '(--failed)--force[thaw what a killed session left frozen]' '1:session: ' && ret=0 ;;
                 check) _arguments $every $selection '--watch[check again when scripts change]' && ret=0 ;;
                 plan) _arguments $every $selection && ret=0 ;;
                 init) _arguments $every '1:name: ' && ret=0 ;;

@@ -4,11 +4,13 @@
 Its guard thaws and its supervisors run the post-scripts by themselves. This is for what they did
 not do, having been killed too, and for the result that nobody else can give the session. It is
 called by ExecStopPost= of a unit, which must not meddle with the session of anybody else, by the
-next session, and by `vmsnap thaw --force`.
+next session, and by `vmsnap thaw --force`. Each app whose post-script is still owed has its private
+directory in the run directory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 from dataclasses import replace
@@ -20,8 +22,10 @@ from vmsnap.errors import Failure, Kind
 from vmsnap.events import Waiter
 from vmsnap.journal import Event, Journal, Priority
 from vmsnap.notify import Manager, verdict
+from vmsnap.process import in_child
 from vmsnap.progress import Progress
 from vmsnap.result import Result
+from vmsnap.scripts import SUPERVISOR
 from vmsnap.session import Options, Session
 from vmsnap.thaw import (
     FROZEN_LIST,
@@ -32,11 +36,11 @@ from vmsnap.thaw import (
     thaw_listed,
 )
 
+THAW_PATIENCE = 10.0  # seconds
+
 
 class LostSession(Session):
-    """What is left of a session: post-scripts and a result. `lock` is -1 if supervisors live,
-    which then run the post-scripts. An app whose supervisor has done so, or has only begun the
-    session, has no private directory any more."""
+    """What is left of a session: post-scripts that are owed, and a result."""
 
     def __init__(self, lost: Progress, run: Path, state: Path, lock: int, waiter: Waiter) -> None:
         options = Options(etc=Path(lost.etc), run=run, state=state)
@@ -49,9 +53,9 @@ class LostSession(Session):
         message = f"the process of session {self.id} was killed in phase {self.lost.phase}"
         self.record.fail(Failure(Kind.ENGINE_LOST, self.lost.phase, "", message))
         self.found = checks.inspect(self.options.etc)
-        begun = self.options.run / "scripts" / self.id
-        apps = [app for app in self.found.runnable if (begun / app.name).exists()]
-        if self.lock >= 0 and apps:
+        owed = self.options.run / "scripts" / self.id
+        apps = [app for app in self.found.runnable if (owed / app.name).exists()]
+        if apps and not supervised():
             self.supervise(apps)
             for scripts in self.scripts:
                 scripts.pre_started = True
@@ -65,7 +69,7 @@ class LostSession(Session):
         stall = 0.0
         if self.lost.phase in ("freeze", "snapshot"):
             stall = self.record.began - self.lost.since
-        age = datetime.datetime.now(datetime.timezone.utc) - self.started
+        age = datetime.datetime.now(datetime.timezone.utc) - self.started.astimezone()
         known = super().result()
         return replace(
             known,
@@ -75,35 +79,57 @@ class LostSession(Session):
         )
 
 
-def conclude(run: Path, state: Path, lock: int, waiter: Waiter) -> Result | None:
+def conclude(
+    run: Path, state: Path, lock: int, waiter: Waiter, manager: Manager | None = None
+) -> Result | None:
     """With the lock in hand: end a session whose engine, guard and supervisors were all killed.
     Return its result, None if there is no such session."""
     if (run / FROZEN_LIST).exists():
-        thaw_left(run)
+        thaw_left(run, waiter)
     lost = progress.read(run)
-    return LostSession(lost, run, state, lock, waiter).take() if lost else None
+    if lost is None:
+        return None
+    ending = LostSession(lost, run, state, lock, waiter)
+    if manager:
+        manager.follow(ending)
+    return ending.take()
 
 
 def stopped(run: Path, state: Path) -> bool:
     """ExecStopPost=: the unit's main process has ended. False if anything may stay frozen."""
-    invocation = os.environ.get("INVOCATION_ID", "")
-    good = thaw_left(run, invocation)
+    invocation = os.environ["INVOCATION_ID"]
+    waiter = Waiter(())
+    good = thaw_left(run, waiter, invocation)
     lost = progress.read(run)
     if lost and lost.invocation == invocation:
         try:
             descriptor = lock.acquire(run, lost.session)
         except (lock.InProgress, lock.RunDirectoryUnusable):
-            descriptor = -1
-        ending = LostSession(lost, run, state, descriptor, Waiter(()))
+            descriptor = -1  # supervisors are at work, or the guard is still inside a freeze
+        ending = LostSession(lost, run, state, descriptor, waiter)
         manager = Manager()
         manager.follow(ending)
         manager.tell(f"STATUS={verdict(ending.take())}")
     return good
 
 
-def thaw_left(run: Path, invocation: str | None = None) -> bool:
+def supervised() -> bool:
+    """Whether supervisors of scripts live: there are none but those of one session."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                status = Path("/proc", name, "status").read_text(errors="replace")
+                if status.startswith(f"Name:\t{SUPERVISOR}\n") and "\nState:\tZ" not in status:
+                    return True
+    return False
+
+
+def thaw_left(run: Path, waiter: Waiter, invocation: str | None = None) -> bool:
     """Thaw what the list in the run directory says may be frozen, unless the list is from another
-    `invocation` of a unit (systemd.exec(5), INVOCATION_ID). False if anything may stay frozen."""
+    `invocation` of a unit (systemd.exec(5), INVOCATION_ID). False if anything may stay frozen.
+
+    In a child, since a FITHAW waits as long as a FIFREEZE that is still inside the kernel.
+    """
     journal = Journal()
 
     def tell(words: str) -> None:
@@ -111,15 +137,24 @@ def thaw_left(run: Path, invocation: str | None = None) -> bool:
 
     try:
         listed = read_list(run / FROZEN_LIST)
-        if invocation not in (None, listed.get("invocation")):
-            return True
-        journal.fields["VMSNAP_SESSION"] = str(listed.get("session"))
-        if has_ended(int(listed["guard"]), STEP_PATIENCE):
-            return thaw_listed(run, tell)
-        tell("the guard is still inside a freeze; it thaws as soon as the kernel lets it")
     except FileNotFoundError:
-        pass
+        return True
     except ListUnreadable as e:
         tell(str(e))
         return False
-    return True
+    if invocation not in (None, listed.get("invocation")):
+        return True
+    session = str(listed.get("session"))
+    journal.fields["VMSNAP_SESSION"] = session
+    if not has_ended(int(listed["guard"]), STEP_PATIENCE):
+        tell("the guard is still inside a freeze; it thaws as soon as the kernel lets it")
+        return True
+
+    def thaw(told: int) -> None:
+        with contextlib.suppress(FileNotFoundError, ListUnreadable):
+            os.write(told, b"+" if thaw_listed(run, tell, session=session) else b"-")
+
+    said = in_child(thaw, "vmsnap-thaw", (), waiter, THAW_PATIENCE)
+    if said is None:
+        tell("a filesystem is still inside a freeze; it is thawed as soon as the kernel lets us")
+    return said in (b"+", b"")

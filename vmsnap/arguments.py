@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grammar of the command line: commands, options, their help. What they do is in cli.py."""
+"""The grammar of the command line: commands, options, their help. What they do: commands.py."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ Interrupting `vmsnap freeze` (Ctrl-C) ends it too; killing it does not.
 THAW_EXAMPLES = """\
 examples:
   vmsnap thaw             thaw, run post-scripts, say what the snapshot is worth
+  vmsnap thaw 3f2a        the same, if the session whose UUID begins so is in progress
   vmsnap thaw --failed    the same, but there is no snapshot
   vmsnap thaw --force     thaw what a killed session left frozen
 
@@ -161,6 +162,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=FREEZE_EXAMPLES,
     )
     thaw = command("thaw", "end what `vmsnap freeze` began", epilog=THAW_EXAMPLES)
+    thaw.add_argument(
+        "session", nargs="?", default="", metavar="SESSION", help="end no other than this one"
+    )
     how = thaw.add_mutually_exclusive_group()
     how.add_argument(
         "--failed", action="store_true", help="and say that the snapshot has not been taken"

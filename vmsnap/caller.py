@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The caller's side of a held session: `vmsnap freeze` and `vmsnap thaw`.
 
-Both only ask systemd to start or stop vmsnap-session.service, wait, and look up what became of it.
-Neither owns anything, so nothing ends with them: what a killed caller began is thawed at the end of
-its hold.
+Both start or stop vmsnap-session.service, wait, and look up what became of it. Neither owns
+anything, so nothing ends with them: what a killed caller began is thawed at the end of its hold.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import select
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +20,8 @@ from vmsnap.errors import Impossible
 from vmsnap.lock import InProgress
 from vmsnap.process import output_of
 from vmsnap.progress import Progress
-from vmsnap.result import LAST, Result, from_json, new_session_id
+from vmsnap.result import LAST, Result, from_json
+from vmsnap.vouch import vouch
 
 if TYPE_CHECKING:
     from vmsnap.session import Options
@@ -48,64 +52,104 @@ def freeze(options: Options) -> Progress | Result:
     not. Raises InProgress, Unavailable and lock.RunDirectoryUnusable; a KeyboardInterrupt ends the
     session first."""
     from vmsnap.request import place, request_of, withdraw  # `vmsnap thaw` must start fast
+    from vmsnap.result import new_session_id
 
     refuse_without_systemd()
-    lock.prepare(options.run)
+    run = options.run
+    lock.prepare(run)
     session = new_session_id()
-    request = place(options.run, request_of(options, session))
+    request = place(run, request_of(options, session))
     try:
-        refuse_another(options.run)
+        refuse_another(run)
         try:
             code, error = systemctl("start", UNIT)
         except KeyboardInterrupt:
-            systemctl("stop", UNIT)
+            end(run, progress.read(run), taken=False)
             raise
-        now = progress.read(options.run)
+        now = progress.read(run)
         if now and now.session == session:
             if now.hold_ends is not None:
                 return now
-            systemctl("stop", UNIT)  # it is over already; wait for what it has to say
+            end(run, now, taken=False)  # it is over already; wait for what it has to say
     finally:
         withdraw(request)
-    result = last_result(options.run)
-    if result and result.session == session:
+    result = result_of(session, run, options.state)
+    if result:
         return result
-    refuse_another(options.run)
+    refuse_another(run)
     if code == 0 or systemctl_show("ExecMainStatus") == IN_PROGRESS:
         raise InProgress("found that another session was in progress")
     raise Unavailable(f"{UNIT} could not be started: {error}")
 
 
-def thaw(run: Path, failed: bool = False) -> Result:
-    """End the session that holds and return its result; with `failed`, one without a snapshot.
-    Raises InProgress if the session in progress is none that holds, NoSession and Unavailable."""
+def thaw(run: Path, state: Path, wanted: str = "", failed: bool = False) -> Result:
+    """End the session that holds, and return its result; with `failed`, one without a snapshot.
+
+    With `wanted`, the beginning of a UUID, no other session is ended, and one that has ended
+    already is just looked up. Raises InProgress if another session is in progress, or one that
+    does not hold; NoSession and Unavailable.
+    """
     refuse_without_systemd()
     now = progress.read(run)
     holder = lock.holder(run)
-    if holder and now is None:  # its engine was killed, and its supervisors are not done yet
-        result = last_result(run)
-        if result and holder.startswith(result.session):
+    if now and now.held and now.session.startswith(wanted):
+        error = end(run, now, taken=not failed)
+        result = result_of(now.session, run, state)
+        if result:
             return result
-    if holder and not (now and now.held):
-        refuse_another(run)
-    if now and failed:
-        from vmsnap.request import disown
-
-        disown(run, now.session)
-    _, error = systemctl("stop", UNIT)  # also without a session: it may be just ending
-    result = last_result(run)
-    if now is None:
-        raise NoSession(result)
-    if result is None or result.session != now.session:
         reason = error or "its process was killed; see `vmsnap thaw --force`"
         raise Unavailable(f"session {now.session} left no result: {reason}")
-    return result
+    last = last_result(run, state)
+    if last and wanted and last.session.startswith(wanted):
+        return last
+    if last and holder and now is None and holder.startswith(last.session):
+        return last  # its engine was killed, and its supervisors are not done yet
+    refuse_another(run)
+    raise NoSession(last)
+
+
+def end(run: Path, now: Progress | None, taken: bool) -> str:
+    """End the session in progress and wait until its unit has stopped. Return what systemd
+    complained of. `taken`: whether its snapshot has been.
+
+    The engine is told directly. systemd could not, if its own process waits for a frozen disk: it
+    makes the directories of a PrivateTmp= and touches the stamp of a Persistent= timer itself.
+    """
+    engine = engine_of(run, now) if now else None
+    if now and taken:
+        vouch(run, now.session)
+    if engine is not None:
+        signal.pidfd_send_signal(engine, signal.SIGTERM)
+        if not taken:  # the stop below would be taken for a plain one, which vouches
+            select.select([engine], [], [])
+        os.close(engine)
+    return systemctl("stop", UNIT)[1]
+
+
+def engine_of(run: Path, now: Progress) -> int | None:
+    """A pidfd of the engine, if it lives and is one."""
+    try:
+        engine = os.pidfd_open(now.engine)
+    except ProcessLookupError:
+        return None
+    with contextlib.suppress(OSError):
+        command = Path(f"/proc/{now.engine}/cmdline").read_bytes()
+        if b"vmsnap" in command and lock.holder(run) == lock.words(now.session, now.engine):
+            return engine
+    os.close(engine)
+    return None
 
 
 def refuse_another(run: Path) -> None:
     holder = lock.holder(run)
     if holder:
         raise InProgress(f"found session {holder} in progress")
+
+
+def result_of(session: str, *directories: Path) -> Result | None:
+    """The result of this session, if it is the last one anywhere."""
+    found = (last_result(directory) for directory in directories)
+    return next((result for result in found if result and result.session == session), None)
 
 
 def last_result(*directories: Path) -> Result | None:

@@ -64,9 +64,9 @@ def run_command(arguments: argparse.Namespace) -> int:
     session = new_session_id()
     descriptor = lock.acquire(options.run, session)
     waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-    conclude(options.run, options.state, descriptor, waiter)
-    taking = Run(options, descriptor, waiter, show_phase(), session)
     manager = Manager()
+    conclude(options.run, options.state, descriptor, waiter, manager)
+    taking = Run(options, descriptor, waiter, show_phase(), session)
     manager.follow(taking)
     result = taking.take()
     manager.tell(f"STATUS={verdict(result)}")
@@ -112,12 +112,14 @@ def freeze_command(arguments: argparse.Namespace) -> int:
         raise
     finally:
         show("")
-    if not isinstance(began, Progress):
-        return finish(arguments, began)
-    if arguments.json:
-        print_json({**began.to_json(), "outcome": "held"})
-    else:
-        print(report.held(began, report.Paint(colourful(sys.stdout))))
+    if not isinstance(began, Progress):  # however it ended, it does not hold
+        finish(arguments, began)
+        return FAILED
+    with contextlib.suppress(OSError):  # whoever reads or not, it holds
+        if arguments.json:
+            print_json({**began.to_json(), "outcome": "held"})
+        else:
+            print(report.held(began, report.Paint(colourful(sys.stdout))))
     return OK
 
 
@@ -130,7 +132,7 @@ def thaw_command(arguments: argparse.Namespace) -> int:
     show = show_phase()
     show("end")
     try:
-        result = caller.thaw(arguments.run, arguments.failed)
+        result = caller.thaw(arguments.run, arguments.state, arguments.session, arguments.failed)
     except caller.NoSession as e:
         if e.last is None or e.last.ok:
             raise Refused("NO_SESSION", str(e)) from None
@@ -147,10 +149,12 @@ def finish(arguments: argparse.Namespace, result: Result) -> int:
     from vmsnap import report
 
     stream = sys.stdout if result.ok else sys.stderr
-    if arguments.json:
-        print_json(result.to_json())
-    else:
-        print(report.summary(result, report.Paint(colourful(stream))), file=stream)
+    with contextlib.suppress(OSError):  # whoever reads or not, the exit code is the session's
+        if arguments.json:
+            print_json(result.to_json())
+        else:
+            print(report.summary(result, report.Paint(colourful(stream))), file=stream)
+        stream.flush()
     return OK if result.ok else FAILED
 
 
@@ -164,9 +168,11 @@ def insist_on_run_directory(arguments: argparse.Namespace) -> None:
 def session_command(arguments: argparse.Namespace) -> int:
     from vmsnap import aftermath, unit
 
+    if arguments.stopped and "INVOCATION_ID" not in os.environ:
+        arguments.parser.error("this is ExecStopPost= of a unit; there is `vmsnap thaw --force`")
     if arguments.stopped:
         return OK if aftermath.stopped(arguments.run, arguments.state) else FAILED
-    if "NOTIFY_SOCKET" not in os.environ:
+    if "VMSNAP_UNIT" not in os.environ:
         arguments.parser.error("this is vmsnap-session.service; begin a session: `vmsnap freeze`")
     return OK if unit.serve(arguments.run).ok else FAILED
 
@@ -178,9 +184,10 @@ def check_command(arguments: argparse.Namespace) -> int:
     from vmsnap.storage import make_plan
     from vmsnap.watch import watch
 
-    if arguments.watch:  # before anything is checked, so that no change is missed in between
-        watch(checks.inspect(arguments.etc))
+    # Before anything is checked, so that no change is missed in between.
+    unwatched = watch(checks.inspect(arguments.etc)) if arguments.watch else []
     found = checks.inspect(arguments.etc)
+    found.problems += unwatched
     settings = found.settings
     plan = make_plan(arguments.only or settings.only, (*arguments.exclude, *settings.exclude))
     if all(app.freeze for app in found.apps):
@@ -332,10 +339,11 @@ def force_thaw(arguments: argparse.Namespace) -> int:
                 told.append(f"session {lost.session} was killed; it has ended as failed")
                 resumed = [app.name for app in lost.apps if app.post]
                 told += [f"post-script of {name}: has run" for name in resumed]
-    if arguments.json:
-        print_json({"ok": good, "messages": told})
-    else:
-        print("\n".join(told))
+    with contextlib.suppress(OSError):
+        if arguments.json:
+            print_json({"ok": good, "messages": told})
+        else:
+            print("\n".join(told))
     return OK if good else FAILED
 
 

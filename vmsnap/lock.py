@@ -51,8 +51,12 @@ def acquire(run: Path, session: str) -> int:
         raise InProgress(f"found session {holder or 'of an unknown process'} in progress") from None
     with contextlib.suppress(OSError):  # a full tmpfs costs the name, not the lock
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{session} of process {os.getpid()}".encode(), 0)
+        os.pwrite(fd, words(session, os.getpid()).encode(), 0)
     return fd
+
+
+def words(session: str, process: int) -> str:
+    return f"{session} of process {process}"
 
 
 def holder(run: Path) -> str | None:
@@ -60,11 +64,11 @@ def holder(run: Path) -> str | None:
     path = run / LOCK
     try:
         status = path.stat()
-        words = path.read_text(encoding="ascii", errors="replace").strip()
+        found = path.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
         return None
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     for line in Path("/proc/locks").read_text().splitlines():
         if " FLOCK " in line and device in line.split():
-            return words or "unknown"
+            return found or "unknown"
     return None

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a session tells the service manager that started it (sd_notify(3)), and nothing without one.
+"""What a session tells the service manager (sd_notify(3)), in units of vmsnap, which say so in
+their environment: in anybody else's it would speak in the name of their main process.
 
 Every second it says in words how far the session is, that the engine lives (WATCHDOG=1), and that
 it needs more time: so a timeout of the unit never ends a script that may go on, but a hung engine.
@@ -22,12 +23,12 @@ class Manager:
 
     def __init__(self) -> None:
         self._notifier = None
-        if os.environ.get("NOTIFY_SOCKET"):
+        if "VMSNAP_UNIT" in os.environ and os.environ.get("NOTIFY_SOCKET"):
             import sdnotify
 
             self._notifier = sdnotify.SystemdNotifier()
             # What we start is not the unit's main process, and has nothing to say in its name.
-            for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
+            for name in ("VMSNAP_UNIT", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
                 os.environ.pop(name, None)
 
     def tell(self, *lines: str) -> None:

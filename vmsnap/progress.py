@@ -8,15 +8,17 @@ end. A file that is there while nobody holds the session's lock is from an engin
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from vmsnap.files import write_atomically
 
 PROGRESS = "session.json"
+LEVELS = ("none", "crash", "filesystem", "application")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Progress:
     apps: tuple[str, ...]
     filesystems: tuple[str, ...]
     hold_ends: float | None
-    since: float
+    since: float = 0.0
 
     @property
     def hold_left(self) -> float | None:
@@ -52,19 +54,40 @@ class Progress:
         return {**document, "hold_left_seconds": None if left is None else round(left, 3)}
 
 
-def write(run: Path, progress: Progress) -> None:
-    with contextlib.suppress(OSError):  # a full tmpfs costs others the sight, nothing else
+def write(run: Path, progress: Progress) -> bool:
+    """False if there is no room for it."""
+    try:
         write_atomically(run / PROGRESS, json.dumps(asdict(progress)).encode(), 0o600)
+    except OSError:
+        return False
+    return True
 
 
 def read(run: Path) -> Progress | None:
+    """None if there is none, or one that nobody can make sense of. What another version of vmsnap
+    knows more or less is left out."""
     try:
-        fields = json.loads((run / PROGRESS).read_text(encoding="utf-8"))
-        for name in ("apps", "filesystems"):
-            fields[name] = tuple(fields[name])
-        return Progress(**fields)
+        document = json.loads((run / PROGRESS).read_text(encoding="utf-8"))
+        progress = Progress(
+            **{f.name: document[f.name] for f in fields(Progress) if f.name in document}
+        )
+        words = (progress.session, progress.phase, progress.invocation, progress.etc)
+        lists = (progress.apps, progress.filesystems)
+        sound = (
+            all(isinstance(word, str) for word in (*words, *progress.apps, *progress.filesystems))
+            and all(isinstance(each, (list, tuple)) for each in lists)
+            and progress.consistency in LEVELS
+            and progress.required in LEVELS
+            and isinstance(progress.engine, int)
+            and isinstance(progress.since, (int, float))
+            and isinstance(progress.hold_ends, (int, float, type(None)))
+        )
+        datetime.datetime.fromisoformat(progress.started)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    if not sound:
+        return None
+    return replace(progress, apps=tuple(progress.apps), filesystems=tuple(progress.filesystems))
 
 
 def forget(run: Path, session: str) -> None:

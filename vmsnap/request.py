@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the options of `vmsnap freeze` reach vmsnap-session.service: in a file that both may lock.
-That of `vmsnap thaw` (--failed) is one that names the session.
 
 The caller locks the file, writes what it wants into it, starts the unit, and keeps the lock until
 it has its answer. So there is one caller at a time, and a request counts only while its caller
@@ -19,12 +18,10 @@ from typing import Any
 
 from vmsnap.consistency import Level
 from vmsnap.errors import Impossible
-from vmsnap.files import write_atomically
 from vmsnap.lock import InProgress, RunDirectoryUnusable
 from vmsnap.session import Options
 
 REQUEST = "request"
-DISOWNED = "no-snapshot"
 
 
 class Unanswerable(Impossible):
@@ -83,22 +80,6 @@ def place(run: Path, request: Request) -> int:
         os.close(fd)
         raise RunDirectoryUnusable(f"{run / REQUEST}: {e.strerror}") from None
     return fd
-
-
-def disown(run: Path, session: str) -> None:
-    """Say, before the session is ended, that its snapshot has not been taken."""
-    write_atomically(run / DISOWNED, session.encode(), 0o600)
-
-
-def disowned(run: Path, session: str) -> bool:
-    """Whether its snapshot was disowned. The word is forgotten."""
-    path = run / DISOWNED
-    try:
-        word = path.read_text(encoding="utf-8", errors="replace")
-        path.unlink()
-    except OSError:
-        return False
-    return word == session
 
 
 def withdraw(fd: int) -> None:

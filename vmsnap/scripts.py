@@ -33,6 +33,7 @@ SUPERVISOR_PATIENCE = 10.0  # seconds that a supervisor may take longer than its
 # Records for the output of all scripts of a session. journald takes 10,000 in 30 s and then drops
 # what comes, the session's own records among it (RateLimitBurst=, journald.conf(5)).
 LINES = 8000
+SUPERVISOR = "vmsnap-scripts"  # the name of the process
 ATTEMPTS_TOLD = 100  # a script that fails at once can be started a million times
 PREFIX = re.compile(rb"<([0-7])>")  # sd-daemon(3)
 
@@ -87,7 +88,7 @@ class AppScripts:
         self._link = self._supervise()
 
     def _supervise(self) -> Link:
-        return supervise(self._runner.serve, "vmsnap-scripts", self._runner.run, keep=[self._lock])
+        return supervise(self._runner.serve, SUPERVISOR, self._runner.run, keep=[self._lock])
 
     def fileno(self) -> int:
         return self._link.fileno()
@@ -194,6 +195,8 @@ class Runner:
             phase = str(order["run"])
             started.add(phase)
             run = self.run_script(supervisor, phase, order["env"])
+            if phase == "post":  # nothing is owed any more (aftermath.py)
+                remove_tree(self.directory)
             supervisor.say(phase=phase, **asdict(run))
         if "pre" in started and "post" not in started and self.app.post:
             self.journal.send(

@@ -9,6 +9,7 @@ consistency.py, and how the snapshot comes to be in run.py (a command takes it) 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import time
@@ -270,7 +271,9 @@ class Session:
     def report(self) -> Result:
         self.record.enter("report", "Reporting")
         self.dismiss()
-        remove_tree(self.temporary.parent)
+        remove_tree(self.temporary)
+        with contextlib.suppress(OSError):
+            self.temporary.parent.rmdir()
         result = self.result()
         for trouble in (
             keep(result, self.options.run, self.options.state, self.waiter, self.lock),
@@ -337,11 +340,11 @@ class Session:
         self.publish(phase)
         self.shown(phase)
 
-    def publish(self, phase: str) -> None:
-        """The same, in the run directory only."""
+    def publish(self, phase: str) -> bool:
+        """The same, in the run directory only. False if there is no room."""
         freezer = self.freezer
         frozen = freezer.filesystems if freezer and freezer.holding else ()
-        progress.write(
+        return progress.write(
             self.options.run,
             Progress(
                 session=self.id,

@@ -98,16 +98,21 @@ def read_list(path: Path) -> dict[str, Any]:
     return listed
 
 
-def thaw_listed(run: Path, tell: Callable[[str], None], forget: bool = True) -> bool:
+def thaw_listed(
+    run: Path, tell: Callable[[str], None], forget: bool = True, session: str = ""
+) -> bool:
     """Thaw what the list in the run directory says may be frozen.
 
     If all of it is thawed, `forget` the list, which is right unless the session it belongs to is
-    still alive. False if anything may stay frozen. Raises FileNotFoundError and ListUnreadable.
+    still alive. With `session`, the list of another one is left alone. False if anything may stay
+    frozen. Raises FileNotFoundError and ListUnreadable.
     """
     path = run / FROZEN_LIST
     good = True
     opened: list[tuple[int, int, str]] = []
     listed = read_list(path)
+    if session not in ("", listed.get("session")):
+        return True
     for item in listed["filesystems"]:
         mount = item["mount"]
         try:

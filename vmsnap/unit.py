@@ -2,10 +2,10 @@
 """A session as vmsnap-session.service: starting freezes, running holds, stopping thaws.
 
 This is the unit's main process. It says READY=1 when everything is frozen and then waits for
-SIGTERM, which comes from `vmsnap thaw` or `systemctl stop`: whoever stops the unit says that the
-snapshot has been taken. Nobody has to: the guard thaws at the end of the hold. If this process is
-killed the guard thaws too, the supervisors run the post-scripts, and ExecStopPost= (aftermath.py)
-does what all of them left undone and gives the session its result.
+SIGTERM. If that comes with the word of `vmsnap thaw`, or from a plain `systemctl stop`, the
+snapshot has been taken; nothing else says so. Nobody has to come: the guard thaws at the end of the
+hold. If this process is killed the guard thaws too, the supervisors run the post-scripts, and
+ExecStopPost= (aftermath.py) does what all of them left undone and gives the session its result.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from pathlib import Path
 
 from vmsnap import lock
 from vmsnap.aftermath import conclude
+from vmsnap.caller import UNIT
 from vmsnap.errors import Failure, Kind
 from vmsnap.events import Waiter
 from vmsnap.notify import Manager, verdict
 from vmsnap.process import output_of
-from vmsnap.request import disowned, take
+from vmsnap.request import take
 from vmsnap.result import Result, new_session_id
 from vmsnap.session import Options, Session
+from vmsnap.vouch import forget, vouched
 
 
 class HeldSession(Session):
@@ -36,25 +38,28 @@ class HeldSession(Session):
         self.record.mark("snapshot")
         self.record.phase = "snapshot"
         self.hold_ends = time.monotonic() + self.hold_seconds
-        self.publish("snapshot")
+        if not self.publish("snapshot"):
+            message = (
+                f"found no room in {self.options.run}, by which `vmsnap thaw` finds the session"
+            )
+            self.record.fail(Failure(Kind.SNAPSHOT_FAILED, "snapshot", "", message))
         if self.may_go_on():  # else it was stopped before anybody knew that it holds
             self.manager.ready(self)
             self.hold()
         self.record.mark("snapshot-ended")
         self.thaw()
         # Who comes too late may have a snapshot, but nobody knows whether it was taken in time.
-        self.taken = self.stopped and not any(
+        if self.stopped and not any(
             failure.kind in (Kind.HOLD_EXPIRED, Kind.SNAPSHOT_FAILED)
             for failure in self.record.failures
-        )
-        message = ""
-        if disowned(self.options.run, self.id):
-            message = "whoever held the session says that the snapshot has not been taken"
-        elif self.taken and machine_stops():
-            message = "the machine is being shut down, which ended the hold"
-        if message:
-            self.taken = False
-            self.record.fail(Failure(Kind.SNAPSHOT_FAILED, "snapshot", "", message))
+        ):
+            doubt = "" if vouched(self.options.run, self.id) else unvouched(self.waiter.interrupted)
+            self.taken = not doubt
+            if doubt:
+                self.record.fail(Failure(Kind.SNAPSHOT_FAILED, "snapshot", "", doubt))
+
+    def dismiss(self) -> None:
+        forget(self.options.run, self.id)
 
     @property
     def stopped(self) -> bool:
@@ -77,12 +82,21 @@ class HeldSession(Session):
                 return
 
 
-def machine_stops() -> bool:
-    """Whether systemd is stopping all units, and not somebody this one."""
+def unvouched(signalled: str) -> str:
+    """Why a signal that ends the hold, without a word from `vmsnap thaw`, does not mean that the
+    snapshot has been taken. "" if it does, since it is from a plain `systemctl stop`."""
+    if signalled != "SIGTERM":
+        return f"the session was interrupted by {signalled}"
     try:
-        return output_of(["systemctl", "is-system-running"])[1].strip() == "stopping"
+        listed = output_of(["systemctl", "list-jobs", "--plain", "--no-legend"])[1]
     except OSError:
-        return False
+        listed = ""
+    jobs = [line.split()[1:3] for line in listed.splitlines() if len(line.split()) > 2]
+    if any(unit.endswith(".target") and kind == "start" for unit, kind in jobs):
+        return "the machine is being shut down or changes its state, which ended the hold"
+    if [UNIT, "stop"] in jobs:
+        return ""
+    return "the hold was ended without a word that the snapshot has been taken"
 
 
 def serve(run: Path) -> Result:
@@ -96,10 +110,11 @@ def serve(run: Path) -> Result:
     options = request.options(run) if request else Options(run=run)
     descriptor = lock.acquire(run, session)
     waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-    conclude(options.run, options.state, descriptor, waiter)
+    manager = Manager()
+    conclude(options.run, options.state, descriptor, waiter, manager)
     holding = HeldSession(options, descriptor, waiter, session=session)
-    holding.manager = Manager()
-    holding.manager.follow(holding)
+    holding.manager = manager
+    manager.follow(holding)
     result = holding.take()
-    holding.manager.tell(f"STATUS={verdict(result)}")
+    manager.tell(f"STATUS={verdict(result)}")
     return result

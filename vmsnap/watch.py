@@ -8,36 +8,37 @@ vmsnap-check@.path.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from vmsnap.checks import Inspection
-from vmsnap.errors import Impossible, Kind
+from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.process import output_of
 
 
-class Unwatchable(Impossible):
-    """systemd does not watch the scripts."""
-
-
-def watch(found: Inspection) -> None:
-    """Watch the directories of all scripts and of all apps. Raises Unwatchable."""
+def watch(found: Inspection) -> list[Problem]:
+    """Watch the directories of all scripts and of all apps. Return warnings of those that systemd
+    does not watch."""
     scripts = [script for app in found.apps for script in (app.pre, app.post) if script]
     files = {
         *(script.path for script in scripts),
         *(app.config for app in found.apps),
         *(p.path for p in found.problems if p.kind is Kind.INCORRECT_JSON_CONFIG_FILE),
     }
-    directories = sorted({str(Path(file).parent) for file in files})
-    if directories:
-        units = ask("systemd-escape", "--path", "--template=vmsnap-check@.path", "--", *directories)
-        ask("systemctl", "start", "--", *units.split())
+    directories = sorted({os.path.normpath(Path(file).parent) for file in files})
+    return [problem for directory in directories for problem in watch_directory(directory)]
 
 
-def ask(*argv: str) -> str:
+def watch_directory(directory: str) -> Iterator[Problem]:
     try:
-        code, output, error = output_of(argv)
+        code, unit, error = output_of(
+            ["systemd-escape", "--path", "--template=vmsnap-check@.path", "--", directory]
+        )
+        if not code:
+            code, _, error = output_of(["systemctl", "start", "--", unit.strip()])
     except OSError as e:
-        raise Unwatchable(f"{argv[0]}: {e.strerror}") from None
+        code, error = 1, f"{e.filename}: {e.strerror}"
     if code:
-        raise Unwatchable(" ".join(error.split()) or f"{argv[0]} ended with {code}")
-    return output
+        message = f"{directory}: systemd does not watch it: {' '.join(error.split())}"
+        yield Problem(Severity.WARNING, Kind.INCORRECT_SETTINGS, directory, message)

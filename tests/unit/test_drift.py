@@ -148,7 +148,7 @@ def test_the_manual_has_every_command_and_no_other() -> None:
 def test_the_manual_has_what_a_command_takes(command: str) -> None:
     taken = [str(a.metavar) for a in commands()[command]._actions if not a.option_strings]
     heading = synopses()[command].split("OPTION...]")[1].replace("[-- COMMAND [ARGUMENT...]]", "")
-    assert heading.split() == taken
+    assert heading.replace("[", "").replace("]", "").split() == taken
 
 
 def option_paragraphs() -> dict[str, dict[str, str]]:
@@ -321,7 +321,7 @@ def test_the_manual_has_every_field_and_variable_and_no_other() -> None:
     fields = {tag.rstrip("=") for tag in tags(section(MAIN, "JOURNAL"))}
     variables = {
         variable
-        for page in (MAIN, APP)
+        for page in (MAIN, APP, UNIT)
         for variable in tags(section(page, "ENVIRONMENT"))
         if variable.startswith("VMSNAP_")
     }

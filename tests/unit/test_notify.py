@@ -21,7 +21,7 @@ from vmsnap.session import Session
 from .test_result import FULL
 from .test_session import app, session
 
-VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+VARIABLES = ("VMSNAP_UNIT", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 GOOD = replace(FULL, outcome="success", consistency="application", errors=())
 
 
@@ -56,7 +56,7 @@ class ServiceManager:
 @pytest.fixture
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceManager]:
     path = tmp_path / "notify"
-    for name, value in zip(VARIABLES, (str(path), "15000000", str(os.getpid()))):
+    for name, value in zip(VARIABLES, ("vmsnap.service", str(path), "15000000", str(os.getpid()))):
         monkeypatch.setenv(name, value)
     manager = ServiceManager(path)
     yield manager
@@ -234,6 +234,7 @@ def test_without_a_service_manager_nothing_is_told_and_nobody_is_woken(
 ) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     if address is not None:
+        monkeypatch.setenv("VMSNAP_UNIT", "vmsnap-session.service")
         monkeypatch.setenv("NOTIFY_SOCKET", address)
     where = at("check")
     manager = Manager()
@@ -247,6 +248,7 @@ def test_without_a_service_manager_nothing_is_told_and_nobody_is_woken(
 def test_a_service_manager_that_is_gone_stops_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("VMSNAP_UNIT", "vmsnap-session.service")
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     Manager().tell("READY=1")
     assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import tempfile
 import time
@@ -26,9 +27,10 @@ PROGRESSES = st.builds(
     engine=st.integers(1, 1 << 22),
     invocation=TEXT,
     held=st.booleans(),
-    consistency=TEXT,
-    required=TEXT,
-    started=TEXT,
+    etc=TEXT,
+    consistency=st.sampled_from(["crash", "filesystem", "application"]),
+    required=st.sampled_from(["crash", "filesystem", "application"]),
+    started=st.datetimes().map(datetime.datetime.isoformat),
     apps=NAMES,
     filesystems=NAMES,
     hold_ends=st.none() | st.floats(-1e9, 1e9),
@@ -164,7 +166,10 @@ def test_forgetting_twice_is_fine(tmp_path: Path) -> None:
         pytest.param(b"{}", id="no-keys"),
         pytest.param(b'{"apps": null, "filesystems": []}', id="no-list"),
         pytest.param(b'{"apps": [], "filesystems": []}', id="incomplete"),
-        pytest.param(json.dumps({**asdict(HELD), "new": 1}).encode(), id="unknown-key"),
+        *(
+            pytest.param(json.dumps({**asdict(HELD), key: 5}).encode(), id=f"odd-{key}")
+            for key in ("session", "required", "started", "apps", "consistency", "phase", "etc")
+        ),
         pytest.param(b"\xff", id="no-utf8"),
         pytest.param(b"[" * 100_000, id="deep"),
     ],
@@ -176,7 +181,7 @@ def test_a_file_that_cannot_be_read_is_no_progress(tmp_path: Path, content: byte
 
 @given(
     st.binary()
-    | st.sampled_from(sorted(asdict(HELD))).map(
+    | st.sampled_from(sorted(asdict(HELD).keys() - {"since"})).map(
         lambda key: json.dumps({k: v for k, v in asdict(HELD).items() if k != key}).encode()
     )
 )
@@ -184,6 +189,14 @@ def test_a_damaged_file_is_no_progress(content: bytes) -> None:
     with run_directory() as run:
         (run / PROGRESS).write_bytes(content)
         assert read(run) is None
+
+
+def test_what_another_version_knows_more_or_less_is_left_out(tmp_path: Path) -> None:
+    """A package can be upgraded while a session holds."""
+    document = {**asdict(HELD), "new": 1}
+    del document["since"]
+    (tmp_path / PROGRESS).write_text(json.dumps(document))
+    assert read(tmp_path) == replace(HELD, since=0.0)
 
 
 def test_a_directory_in_the_place_of_the_file_is_no_progress(tmp_path: Path) -> None:
