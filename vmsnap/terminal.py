@@ -38,10 +38,12 @@ def print_json(document: object) -> None:
 
 
 def complain(message: str) -> None:
+    """Say it on stderr; whether anybody reads it changes nothing."""
     prefix = "<3>" if is_journal(2) else ""  # sd-daemon(3)
-    for line in message.splitlines():
-        print(f"{prefix}{line}", file=sys.stderr)
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        for line in message.splitlines():
+            print(f"{prefix}{line}", file=sys.stderr)
+        sys.stderr.flush()
 
 
 def is_journal(fd: int) -> bool:
