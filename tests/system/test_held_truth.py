@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -56,7 +57,7 @@ def test_a_restart_is_no_word(scene: Scene) -> None:
     scene.database()
     first = scene.freeze()["session"]
     scene.container.systemctl("restart", UNIT, check=True)
-    history = scene.vmsnap("history", "--json").result
+    history = json.loads(scene.vmsnap("history", "--json").out)
     assert [r["outcome"] for r in history if r["session"] == first] == ["failed"]
     assert scene.thaw().verdict == ("success", "application", 0)
 
