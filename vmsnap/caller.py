@@ -21,7 +21,7 @@ from vmsnap.lock import InProgress
 from vmsnap.process import output_of
 from vmsnap.progress import Progress
 from vmsnap.result import LAST, Result, from_json
-from vmsnap.vouch import vouch
+from vmsnap.vouch import forget, vouch
 
 if TYPE_CHECKING:
     from vmsnap.session import Options
@@ -61,16 +61,15 @@ def freeze(options: Options) -> Progress | Result:
     request = place(run, request_of(options, session))
     try:
         refuse_another(run)
-        try:
-            code, error = systemctl("start", UNIT)
-        except KeyboardInterrupt:
-            end(run, progress.read(run), taken=False)
-            raise
-        now = progress.read(run)
-        if now and now.session == session:
-            if now.hold_ends is not None:
-                return now
-            end(run, now, taken=False)  # it is over already; wait for what it has to say
+        code, error = systemctl("start", UNIT)
+        now = progress_of(session, run)
+        if now and now.hold_ends is not None:
+            return now
+        if now:  # it is over already; wait for what it has to say
+            end(run, now, taken=False)
+    except KeyboardInterrupt:
+        end(run, progress_of(session, run), taken=False)
+        raise
     finally:
         withdraw(request)
     result = result_of(session, run, options.state)
@@ -123,7 +122,10 @@ def end(run: Path, now: Progress | None, taken: bool) -> str:
         if not taken:  # the stop below would be taken for a plain one, which vouches
             select.select([engine], [], [])
         os.close(engine)
-    return systemctl("stop", UNIT)[1]
+    error = systemctl("stop", UNIT)[1]
+    if now and taken:
+        forget(run, now.session)
+    return error
 
 
 def engine_of(run: Path, now: Progress) -> int | None:
@@ -144,6 +146,11 @@ def refuse_another(run: Path) -> None:
     holder = lock.holder(run)
     if holder:
         raise InProgress(f"found session {holder} in progress")
+
+
+def progress_of(session: str, run: Path) -> Progress | None:
+    now = progress.read(run)
+    return now if now and now.session == session else None
 
 
 def result_of(session: str, *directories: Path) -> Result | None:

@@ -11,7 +11,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmsnap.terminal import colourful, complain, is_journal, print_json, show_phase
+from vmsnap.terminal import (
+    colourful,
+    complain,
+    is_journal,
+    print_json,
+    show_phase,
+    whoever_reads,
+)
 
 if TYPE_CHECKING:
     from vmsnap.result import Result
@@ -70,12 +77,11 @@ def run_command(arguments: argparse.Namespace) -> int:
     manager.follow(taking)
     result = taking.take()
     manager.tell(f"STATUS={verdict(result)}")
-    with contextlib.suppress(OSError):  # whoever reads or not, the exit code is the session's
+    with whoever_reads():
         if taking.command:
             taking.command.pass_on(to_stderr=arguments.json)
         if arguments.json:
             print_json(result.to_json())
-            sys.stdout.flush()
         elif not is_journal(2):  # which knows it all already
             paint = report.Paint(colourful(sys.stderr))
             complain(f"{report.summary(result, paint)}\n\n{report.timeline(result)}")
@@ -115,7 +121,7 @@ def freeze_command(arguments: argparse.Namespace) -> int:
     if not isinstance(began, Progress):  # however it ended, it does not hold
         finish(arguments, began)
         return FAILED
-    with contextlib.suppress(OSError):  # whoever reads or not, it holds
+    with whoever_reads():
         if arguments.json:
             print_json({**began.to_json(), "outcome": "held"})
         else:
@@ -148,13 +154,13 @@ def finish(arguments: argparse.Namespace, result: Result) -> int:
     """Print a result, for whoever asked for the session."""
     from vmsnap import report
 
-    stream = sys.stdout if result.ok else sys.stderr
-    with contextlib.suppress(OSError):  # whoever reads or not, the exit code is the session's
+    with whoever_reads():
         if arguments.json:
             print_json(result.to_json())
+        elif result.ok:
+            print(report.summary(result, report.Paint(colourful(sys.stdout))))
         else:
-            print(report.summary(result, report.Paint(colourful(stream))), file=stream)
-        stream.flush()
+            complain(report.summary(result, report.Paint(colourful(sys.stderr))))
     return OK if result.ok else FAILED
 
 
@@ -339,7 +345,7 @@ def force_thaw(arguments: argparse.Namespace) -> int:
                 told.append(f"session {lost.session} was killed; it has ended as failed")
                 resumed = [app.name for app in lost.apps if app.post]
                 told += [f"post-script of {name}: has run" for name in resumed]
-    with contextlib.suppress(OSError):
+    with whoever_reads():
         if arguments.json:
             print_json({"ok": good, "messages": told})
         else:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 def show_phase() -> Callable[[str], None]:
@@ -57,6 +57,16 @@ def colourful(stream: object) -> bool:
     return isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+@contextlib.contextmanager
+def whoever_reads() -> Iterator[None]:
+    """What is printed within it changes no exit code: that is the session's."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError:
+        hush(1)
+
+
 def let_go_of_stdio() -> bool:
     """Flush. False, and a word on stderr, if what was printed cannot be written; whoever read may
     have gone, which is not for Python to complain of with an exit code."""
@@ -65,12 +75,16 @@ def let_go_of_stdio() -> bool:
         try:
             stream.flush()
         except OSError as e:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+            hush(fd)
             if not isinstance(e, BrokenPipeError):
                 good = False
-                with contextlib.suppress(OSError):
-                    complain(f"vmsnap: the output could not be written: {e.strerror}")
+                complain(f"vmsnap: the output could not be written: {e.strerror}")
     return good
+
+
+def hush(fd: int) -> None:
+    """Let what is written to it go nowhere from now on, also what is still in a buffer."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 
 
 def ensure_stdio() -> None:

@@ -89,3 +89,15 @@ def test_what_init_writes_passes_the_check_and_fails_until_somebody_edits_it(lab
         ("Post-ScriptExecutionFailed", "postgresql"),
     ]
     assert "has not been written yet" in outcome.result["errors"][0]["message"]
+
+
+def test_output_that_cannot_be_written_is_said(lab: Lab) -> None:
+    words = " ".join([str(VMSNAP), "plan", *lab.places()])
+    assert lab.helper(f"{words} >/dev/full 2>/dev/null").wait() == 1
+
+
+def test_the_exit_code_of_a_session_does_not_depend_on_who_reads(lab: Lab) -> None:
+    mount = lab.filesystem().mount
+    words = " ".join([str(VMSNAP), "run", *lab.places(), f"--only={mount}", "--json"])
+    assert lab.helper(f"{words} -- true >/dev/full 2>/dev/null").wait() == 0
+    assert lab.helper(f"{words} -- false >/dev/full 2>/dev/null").wait() == 1
