@@ -11,6 +11,8 @@ from typing import Any
 from vmsnap import __version__
 from vmsnap.consistency import Level
 
+OK, FAILED, USAGE, IN_PROGRESS, NOT_ROOT = 0, 1, 2, 75, 77  # exit codes
+
 LEVELS = {level.word: level for level in (Level.CRASH, Level.FILESYSTEM, Level.APPLICATION)}
 
 DESCRIPTION = "Application-consistent snapshots of this virtual machine, from inside it."

@@ -11,12 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmsnap.arguments import parser
-from vmsnap.commands import COMMANDS, FAILED, OK, NoCommand, Refused
+from vmsnap.arguments import FAILED, IN_PROGRESS, NOT_ROOT, OK, USAGE, parser
+from vmsnap.commands import COMMANDS, NoCommand, Refused
 from vmsnap.errors import Impossible
 from vmsnap.terminal import complain, ensure_stdio, let_go_of_stdio, print_json
-
-USAGE, IN_PROGRESS, NOT_ROOT = 2, 75, 77
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One function for each command, which calls and prints. No logic, and no error is handled."""
+"""One function for each command that does something: it calls and prints. No error is handled here,
+and the commands that only look are in queries.py."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmsnap import queries
+from vmsnap.arguments import FAILED, OK
 from vmsnap.terminal import (
     colourful,
     complain,
@@ -23,9 +26,6 @@ from vmsnap.terminal import (
 if TYPE_CHECKING:
     from vmsnap.result import Result
     from vmsnap.session import Options
-
-OK, FAILED = 0, 1
-IN_ORDER = "everything is in order"
 
 
 class Refused(Exception):
@@ -183,61 +183,6 @@ def session_command(arguments: argparse.Namespace) -> int:
     return OK if unit.serve(arguments.run).ok else FAILED
 
 
-def check_command(arguments: argparse.Namespace) -> int:
-    from vmsnap import checks, host, report
-    from vmsnap.journal import tell_problems
-    from vmsnap.notify import Manager
-    from vmsnap.storage import make_plan
-    from vmsnap.watch import watch
-
-    # Before anything is checked, so that no change is missed in between.
-    unwatched = watch(checks.inspect(arguments.etc)) if arguments.watch else []
-    found = checks.inspect(arguments.etc)
-    found.problems += unwatched
-    settings = found.settings
-    plan = make_plan(arguments.only or settings.only, (*arguments.exclude, *settings.exclude))
-    if all(app.freeze for app in found.apps):
-        checks.inspect_filesystems(found, plan, arguments.run)
-    checks.inspect_remains(found, arguments.run)
-    ok = not found.errors
-    if arguments.json:
-        print_json({"ok": ok, "problems": [problem.to_json() for problem in found.problems]})
-    else:
-        paint = report.Paint(colourful(sys.stdout))
-        if is_journal(1):
-            tell_problems(found.problems)
-        elif found.problems:
-            print(report.problem_list(found.problems, paint))
-        names = ", ".join(app.name for app in found.runnable) or "none"
-        platform = f"{host.distribution()} on {host.hypervisor() or 'unknown hardware'}"
-        print(f"host: {platform}")
-        print(f"apps that would run: {names}")
-        print(f"filesystems that would be frozen: {len(plan.acted_on)} (`vmsnap plan`)")
-        print(paint(IN_ORDER, "success") if ok else paint("not in order", "failed"))
-    Manager().tell(f"STATUS={IN_ORDER if ok else report.problem_line(found.errors[0])}")
-    return OK if ok else FAILED
-
-
-def plan_command(arguments: argparse.Namespace) -> int:
-    from vmsnap import checks, report
-    from vmsnap.storage import make_plan
-
-    only, exclude = arguments.only, arguments.exclude
-    if os.geteuid() == 0:
-        settings = checks.inspect(arguments.etc).settings
-        only, exclude = only or settings.only, (*exclude, *settings.exclude)
-    else:
-        complain(
-            "vmsnap plan: not root, so without the settings and without other mount namespaces"
-        )
-    plan = make_plan(only, exclude)
-    if arguments.json:
-        print_json([entry.to_json() for entry in plan.entries])
-    else:
-        print(report.plan_table(plan))
-    return FAILED if plan.unmatched else OK
-
-
 def init_command(arguments: argparse.Namespace) -> int:
     from vmsnap.checks import APP_NAME
     from vmsnap.provision import init
@@ -253,69 +198,6 @@ def init_command(arguments: argparse.Namespace) -> int:
         return OK
     print(f"wrote {written.config}\nwrote {written.pre}\nwrote {written.post}")
     print("Next: write the two scripts, then run `vmsnap check`.")
-    return OK
-
-
-def status_command(arguments: argparse.Namespace) -> int:
-    from vmsnap import caller, lock, progress, report
-    from vmsnap.thaw import FROZEN_LIST
-
-    holder = lock.holder(arguments.run)
-    now = progress.read(arguments.run)
-    paint = report.Paint(colourful(sys.stdout))
-    last = caller.last_result(arguments.run, arguments.state)
-    if arguments.json:
-        print_json(
-            {
-                "in_progress": now.to_json() if now and holder else None,
-                "lost": now.to_json() if now and not holder else None,
-                "last": last.to_json() if last else None,
-            }
-        )
-    elif now and holder:
-        print(report.in_progress(now))
-    elif holder:
-        print(f"In progress: session {holder}")
-    elif now:
-        print(report.lost(now, (arguments.run / FROZEN_LIST).exists(), paint))
-    elif last:
-        print(f"{report.summary(last, paint)}\n\n{report.timeline(last)}")
-    else:
-        print("No session yet.")
-    return OK if holder or not (now or (last and not last.ok)) else FAILED
-
-
-def history_command(arguments: argparse.Namespace) -> int:
-    from vmsnap import history, report
-
-    sessions = history.history(arguments.since)
-    if arguments.json:
-        print_json([result.to_json() for result in sessions])
-    else:
-        print(report.history_table(sessions, report.Paint(colourful(sys.stdout))))
-    return OK
-
-
-def plot_command(arguments: argparse.Namespace) -> int:
-    from vmsnap import caller, history, plot
-
-    last = caller.last_result(arguments.run, arguments.state)
-    known = history.find(arguments.session, history.history())
-    if last and last.session.startswith(arguments.session) and last not in known:
-        known.append(last)
-    if len(known) != 1:
-        found = (
-            f"{len(known)} sessions whose UUID begins" if known else "no session whose UUID begins"
-        )
-        complain(
-            f"vmsnap plot: found {found} with {arguments.session!r}, expected one; "
-            "`vmsnap history` shows them"
-        )
-        return FAILED
-    if arguments.json:
-        print_json(known[0].to_json())
-    else:
-        print(plot.svg(known[0]))
     return OK
 
 
@@ -357,11 +239,11 @@ COMMANDS = {
     "run": run_command,
     "freeze": freeze_command,
     "thaw": thaw_command,
-    "check": check_command,
-    "plan": plan_command,
+    "check": queries.check_command,
+    "plan": queries.plan_command,
     "init": init_command,
-    "status": status_command,
-    "history": history_command,
-    "plot": plot_command,
+    "status": queries.status_command,
+    "history": queries.history_command,
+    "plot": queries.plot_command,
     "session": session_command,
 }

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from vmsnap import __version__, cli
-from vmsnap.arguments import EXAMPLES, LEVELS, parser
-from vmsnap.commands import FAILED, OK
+from vmsnap import __version__
+from vmsnap.arguments import EXAMPLES, FAILED, IN_PROGRESS, LEVELS, NOT_ROOT, OK, USAGE, parser
 from vmsnap.config import SETTINGS, Settings, parse_settings, schema
 from vmsnap.consistency import AT_MOST, Level
 from vmsnap.errors import Kind
@@ -305,11 +304,11 @@ def test_the_manual_has_no_error_that_there_is_not() -> None:
 
 
 def test_the_manual_has_every_exit_code_and_no_other() -> None:
-    codes = {OK, FAILED, cli.USAGE, cli.IN_PROGRESS, cli.NOT_ROOT}
+    codes = {OK, FAILED, USAGE, IN_PROGRESS, NOT_ROOT}
     assert set(tags(section(MAIN, "EXIT STATUS"))) == {str(code) for code in codes}
     assert numbers(EXAMPLES.partition("exit codes: ")[2]) == codes
     of_units = plain(section(UNIT, "EXIT STATUS")).replace("vmsnap(1)", "")
-    assert numbers(of_units) == codes - {cli.NOT_ROOT}
+    assert numbers(of_units) == codes - {NOT_ROOT}
 
 
 def numbers(text: str) -> set[int]:
