@@ -191,7 +191,16 @@ class Container:
         """Start a command inside; a subprocess.Popen[str] (of nsenter, its parent)."""
         streams = {"stdin": subprocess.DEVNULL, "text": True, **more}
         process = subprocess.Popen(
-            ["nsenter", "--target", str(self.leader), "--all", "--", *argv],
+            # A test run in the background ignores SIGINT, and all that it starts would too.
+            [
+                *("env", "--default-signal=INT"),
+                "nsenter",
+                "--target",
+                str(self.leader),
+                "--all",
+                "--",
+                *argv,
+            ],
             env={**ENVIRONMENT, **(env or {})},
             start_new_session=True,  # so that killing the group reaches below nsenter
             **streams,
