@@ -53,10 +53,10 @@ class LostSession(Session):
         message = f"the process of session {self.id} was killed in phase {self.lost.phase}"
         self.record.fail(Failure(Kind.ENGINE_LOST, self.lost.phase, "", message))
         self.found = checks.inspect(self.options.etc)
-        owed = self.options.run / "scripts" / self.id
-        apps = [app for app in self.found.runnable if (owed / app.name).exists()]
-        if apps and not supervised():
-            self.supervise(apps)
+        if self.lock >= 0 or not supervised():  # only then is what is owed certain
+            owed = self.options.run / "scripts" / self.id
+            self.supervise([app for app in self.found.runnable if (owed / app.name).exists()])
+        if self.scripts:
             for scripts in self.scripts:
                 scripts.pre_started = True
             self.post()
@@ -105,7 +105,11 @@ def stopped(run: Path, state: Path) -> bool:
         try:
             descriptor = lock.acquire(run, lost.session)
         except (lock.InProgress, lock.RunDirectoryUnusable):
-            descriptor = -1  # supervisors are at work, or the guard is still inside a freeze
+            # Supervisors are at work, the guard is still inside a freeze, or a new session has
+            # begun, which then does all this.
+            if not (lock.holder(run) or lost.session).startswith(lost.session):
+                return good
+            descriptor = -1
         ending = LostSession(lost, run, state, descriptor, waiter)
         manager = Manager()
         manager.follow(ending)
@@ -119,7 +123,8 @@ def supervised() -> bool:
         if name.isdigit():
             with contextlib.suppress(OSError):
                 status = Path("/proc", name, "status").read_text(errors="replace")
-                if status.startswith(f"Name:\t{SUPERVISOR}\n") and "\nState:\tZ" not in status:
+                ours = status.startswith(f"Name:\t{SUPERVISOR}\n") and "\nUid:\t0\t" in status
+                if ours and "\nState:\tZ" not in status:
                     return True
     return False
 

@@ -164,9 +164,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=FREEZE_EXAMPLES,
     )
     thaw = command("thaw", "end what `vmsnap freeze` began", epilog=THAW_EXAMPLES)
-    thaw.add_argument(
-        "session", nargs="?", default="", metavar="SESSION", help="end no other than this one"
-    )
+    thaw.add_argument("session", nargs="?", metavar="SESSION", help="end no other than this one")
     how = thaw.add_mutually_exclusive_group()
     how.add_argument(
         "--failed", action="store_true", help="and say that the snapshot has not been taken"

@@ -21,7 +21,7 @@ from vmsnap.lock import InProgress
 from vmsnap.process import output_of
 from vmsnap.progress import Progress
 from vmsnap.result import LAST, Result, from_json
-from vmsnap.vouch import forget, vouch
+from vmsnap.vouch import FAILED, TAKEN, forget, say
 
 if TYPE_CHECKING:
     from vmsnap.session import Options
@@ -66,9 +66,9 @@ def freeze(options: Options) -> Progress | Result:
         if now and now.hold_ends is not None:
             return now
         if now:  # it is over already; wait for what it has to say
-            end(run, now, taken=False)
+            end(run, now, FAILED)
     except KeyboardInterrupt:
-        end(run, progress_of(session, run), taken=False)
+        end(run, progress_of(session, run), FAILED)
         raise
     finally:
         withdraw(request)
@@ -92,7 +92,7 @@ def thaw(run: Path, state: Path, wanted: str = "", failed: bool = False) -> Resu
     now = progress.read(run)
     holder = lock.holder(run)
     if now and now.held and now.session.startswith(wanted):
-        error = end(run, now, taken=not failed)
+        error = end(run, now, FAILED if failed else TAKEN)
         result = result_of(now.session, run, state)
         if result:
             return result
@@ -104,28 +104,31 @@ def thaw(run: Path, state: Path, wanted: str = "", failed: bool = False) -> Resu
     if last and holder and now is None and holder.startswith(last.session):
         return last  # its engine was killed, and its supervisors are not done yet
     refuse_another(run)
-    raise NoSession(last)
+    raise NoSession(None if wanted else last)
 
 
-def end(run: Path, now: Progress | None, taken: bool) -> str:
+def end(run: Path, now: Progress | None, word: str) -> str:
     """End the session in progress and wait until its unit has stopped. Return what systemd
-    complained of. `taken`: whether its snapshot has been.
+    complained of. `word`: whether its snapshot has been taken (vouch.py).
 
     The engine is told directly. systemd could not, if its own process waits for a frozen disk: it
     makes the directories of a PrivateTmp= and touches the stamp of a Persistent= timer itself.
     """
-    engine = engine_of(run, now) if now else None
-    if now and taken:
-        vouch(run, now.session)
-    if engine is not None:
-        signal.pidfd_send_signal(engine, signal.SIGTERM)
-        if not taken:  # the stop below would be taken for a plain one, which vouches
+    if now is None:
+        return systemctl("stop", UNIT)[1]
+    say(run, now.session, word)
+    engine = engine_of(run, now)
+    try:
+        if engine is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(engine, signal.SIGTERM)
             select.select([engine], [], [])
-        os.close(engine)
-    error = systemctl("stop", UNIT)[1]
-    if now and taken:
+            os.close(engine)
+        # Another session's unit, which has begun since, must not be stopped.
+        ours = systemctl_show("InvocationID") == now.invocation
+        return systemctl("stop", UNIT)[1] if ours else ""
+    finally:
         forget(run, now.session)
-    return error
 
 
 def engine_of(run: Path, now: Progress) -> int | None:

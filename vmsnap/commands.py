@@ -132,13 +132,16 @@ def freeze_command(arguments: argparse.Namespace) -> int:
 def thaw_command(arguments: argparse.Namespace) -> int:
     from vmsnap import caller
 
+    if arguments.session == "" or (arguments.session and arguments.force):
+        arguments.parser.error("found an empty SESSION, or one with --force, expected neither")
     if arguments.force:
         return force_thaw(arguments)
     insist_on_run_directory(arguments)
     show = show_phase()
     show("end")
     try:
-        result = caller.thaw(arguments.run, arguments.state, arguments.session, arguments.failed)
+        wanted = arguments.session or ""
+        result = caller.thaw(arguments.run, arguments.state, wanted, arguments.failed)
     except caller.NoSession as e:
         if e.last is None or e.last.ok:
             raise Refused("NO_SESSION", str(e)) from None
@@ -219,7 +222,7 @@ def force_thaw(arguments: argparse.Namespace) -> int:
     except ListUnreadable as e:
         good = False
         told.append(str(e))
-    if good and arguments.run.exists():
+    if arguments.run.exists():
         with contextlib.suppress(lock.InProgress):  # its supervisors run the post-scripts
             descriptor = lock.acquire(arguments.run, "of `vmsnap thaw --force`")
             lost = conclude(arguments.run, arguments.state, descriptor, Waiter(()))

@@ -24,7 +24,7 @@ from vmsnap.process import output_of
 from vmsnap.request import take
 from vmsnap.result import Result, new_session_id
 from vmsnap.session import Options, Session
-from vmsnap.vouch import forget, vouched
+from vmsnap.vouch import FAILED, TAKEN, forget, said
 
 
 class HeldSession(Session):
@@ -46,6 +46,7 @@ class HeldSession(Session):
         if self.may_go_on():  # else it was stopped before anybody knew that it holds
             self.manager.ready(self)
             self.hold()
+        word = said(self.options.run, self.id)  # before the thaw: a later one is too late
         self.record.mark("snapshot-ended")
         self.thaw()
         # Who comes too late may have a snapshot, but nobody knows whether it was taken in time.
@@ -53,7 +54,7 @@ class HeldSession(Session):
             failure.kind in (Kind.HOLD_EXPIRED, Kind.SNAPSHOT_FAILED)
             for failure in self.record.failures
         ):
-            doubt = "" if vouched(self.options.run, self.id) else unvouched(self.waiter.interrupted)
+            doubt = "" if word == TAKEN else doubts(word, self.waiter.interrupted)
             self.taken = not doubt
             if doubt:
                 self.record.fail(Failure(Kind.SNAPSHOT_FAILED, "snapshot", "", doubt))
@@ -82,18 +83,20 @@ class HeldSession(Session):
                 return
 
 
-def unvouched(signalled: str) -> str:
-    """Why a signal that ends the hold, without a word from `vmsnap thaw`, does not mean that the
-    snapshot has been taken. "" if it does, since it is from a plain `systemctl stop`."""
+def doubts(word: str, signalled: str) -> str:
+    """Why a signal that ends the hold does not mean that the snapshot has been taken, if `vmsnap
+    thaw` has not said so. "" if it does, since it is from a plain `systemctl stop`."""
+    if word == FAILED:
+        return "whoever held the session says that the snapshot has not been taken"
     if signalled != "SIGTERM":
         return f"the session was interrupted by {signalled}"
     try:
         listed = output_of(["systemctl", "list-jobs", "--plain", "--no-legend"])[1]
     except OSError:
         listed = ""
-    jobs = [line.split()[1:3] for line in listed.splitlines() if len(line.split()) > 2]
-    if any(unit.endswith(".target") and kind == "start" for unit, kind in jobs):
-        return "the machine is being shut down or changes its state, which ended the hold"
+    jobs = [line.split()[1:3] for line in listed.splitlines()]
+    if ["shutdown.target", "start"] in jobs:
+        return "the machine is being shut down, which ended the hold"
     if [UNIT, "stop"] in jobs:
         return ""
     return "the hold was ended without a word that the snapshot has been taken"

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word that the snapshot of a held session has been taken, from `vmsnap thaw` to the engine.
+"""The word of `vmsnap thaw` to the engine: whether the snapshot of a held session has been taken.
 
-It is an empty file in the run directory that is named after the session. An end of the hold without
-it says nothing of a snapshot, unless it comes from a plain `systemctl stop` (unit.py).
+It is an empty file in the run directory that is named after the word and the session, and is there
+before the engine is told to thaw. An end of the hold without it says nothing of a snapshot, unless
+it comes from a plain `systemctl stop` (unit.py).
 """
 
 from __future__ import annotations
@@ -11,20 +12,25 @@ import contextlib
 import os
 from pathlib import Path
 
+TAKEN, FAILED = "taken", "failed"
 
-def vouch(run: Path, session: str) -> None:
+
+def say(run: Path, session: str, word: str) -> None:
     with contextlib.suppress(OSError):  # a full tmpfs: then the session fails, which is said
-        os.close(os.open(taken(run, session), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+        os.close(os.open(path(run, session, word), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
 
 
-def vouched(run: Path, session: str) -> bool:
-    return taken(run, session).exists()
+def said(run: Path, session: str) -> str:
+    """TAKEN, FAILED or nothing. If both were said it was not taken."""
+    words = (word for word in (FAILED, TAKEN) if path(run, session, word).exists())
+    return next(words, "")
 
 
 def forget(run: Path, session: str) -> None:
-    with contextlib.suppress(OSError):
-        taken(run, session).unlink()
+    for word in (TAKEN, FAILED):
+        with contextlib.suppress(OSError):
+            path(run, session, word).unlink()
 
 
-def taken(run: Path, session: str) -> Path:
-    return run / f"taken-{session}"
+def path(run: Path, session: str, word: str) -> Path:
+    return run / f"{word}-{session}"

@@ -14,7 +14,7 @@ import pytest
 from tests.fs import kernel
 from tests.fs.processes import is_stuck, wait_for_end
 
-from .apps import UNIT, Scene, until
+from .apps import DIRECTORY, UNIT, Scene, until
 from .container import Container
 from .test_held_killed import prepare_stuck
 
@@ -60,6 +60,34 @@ def test_a_restart_is_no_word(scene: Scene) -> None:
     history = json.loads(scene.vmsnap("history", "--json").out)
     assert [r["outcome"] for r in history if r["session"] == first] == ["failed"]
     assert scene.thaw().verdict == ("success", "application", 0)
+
+
+def test_a_change_of_the_target_ends_no_session(scene: Scene) -> None:
+    scene.freeze()
+    scene.container.systemctl("isolate", "multi-user.target", check=True)
+    assert scene.container.frozen("/")
+    assert scene.thaw().verdict == ("success", "filesystem", 0)
+
+
+def test_a_session_that_has_begun_since_is_not_ended_with_the_last_one(scene: Scene) -> None:
+    """Whoever ends a session waits for its unit, which by then may be the next session's."""
+    scene.container.write(
+        "/run/slow/systemctl",
+        f"#!/bin/sh\ncase $1 in stop|show) read word <{DIRECTORY}/slow ;; esac\n"
+        'exec /bin/systemctl "$@"\n',
+        0o700,
+    )
+    scene.stop_at("slow")
+    scene.freeze()
+    path = {"PATH": "/run/slow:/usr/sbin:/usr/bin:/sbin:/bin"}
+    thaw = scene.container.popen("vmsnap", "thaw", "--failed", env=path)
+    until(lambda: scene.state[0] != "active")
+    until(lambda: scene.vmsnap("freeze").code == 0)
+    scene.open("slow")
+    scene.open("slow")
+    thaw.wait()
+    assert scene.container.frozen("/")
+    assert scene.thaw().verdict == ("success", "filesystem", 0)
 
 
 def test_a_plain_stop_is_one(scene: Scene) -> None:
