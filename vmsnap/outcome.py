@@ -99,8 +99,11 @@ def keep(result: Result, run: Path, state: Path, waiter: Waiter, lock: int) -> s
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(state / LAST, document, 0o600)
 
-    with contextlib.suppress(OSError):  # a full tmpfs; the other one is still written
+    try:
         write_atomically(run / LAST, document, 0o600)
+    except OSError:  # a full tmpfs: the older result there would hide the one below
+        with contextlib.suppress(OSError):
+            (run / LAST).unlink()
     error = written_in_child(write, "vmsnap-result", waiter, lock)
     return error and f"cannot write the result to {state}: {error}"
 
