@@ -143,9 +143,9 @@ def test_the_journal_has_what_systemd_and_others_said_meanwhile(scene: Scene) ->
     said = [record["MESSAGE"] for record in scene.container.journal("-t", "other")]
     assert said == [f"word {number}" for number in range(20)]
     units = [record["MESSAGE"] for record in scene.container.journal(f"UNIT={UNIT}")]
-    assert [message.split(" ")[0] for message in units] == [
-        *("Starting", "Started", "Stopping", f"{UNIT}:", "Stopped")
-    ]
+    # Whether systemd also stops the unit, or finds it ended, depends on who is faster.
+    assert [message.split(" ")[0] for message in units][:2] == ["Starting", "Started"]
+    assert f"{UNIT}: Deactivated successfully." in units
 
 
 def test_what_was_left_running_may_go_on_talking(scene: Scene) -> None:
