@@ -155,12 +155,12 @@ def in_child(
             os.waitpid(pid, os.WNOHANG)
 
 
-def output_of(argv: Sequence[str], stdin: bytes = b"") -> tuple[int, str, str]:
+def output_of(argv: Sequence[str]) -> tuple[int, str, str]:
     """Run a program of the system to its end; return its exit code, output and error output. Not
     for anything that is anybody else's, or while anything is frozen. Raises OSError."""
     import subprocess  # late: takes 10 ms
 
-    done = subprocess.run(argv, input=stdin, capture_output=True, check=False)
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return (
         done.returncode,
         done.stdout.decode("utf-8", "replace"),

@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from vmsnap.consistency import Level
 from vmsnap.files import write_atomically
 
 PROGRESS = "session.json"
-LEVELS = ("none", "crash", "filesystem", "application")
+LEVELS = tuple(level.word for level in Level)
 
 
 @dataclass(frozen=True)
