@@ -78,11 +78,21 @@ def wait_until(condition: Callable[[], object]) -> None:
         os.sched_yield()
 
 
-def is_stuck(pid: int) -> bool:
-    """Whether any thread waits without hearing signals."""
+def is_stuck(pid: int, mount: Path | None = None, request: int | None = None) -> bool:
+    """Whether any thread waits without hearing signals; if given, in a call on a descriptor of the
+    filesystem mounted there; if given, in that ioctl. Without them it may go on in a moment.
+    """
     for thread in threads(pid):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # gone, or running again
             stat = Path(f"/proc/{pid}/task/{thread}/stat").read_text(errors="replace")
-            if stat[stat.rindex(")") + 2] == "D":
+            if stat[stat.rindex(")") + 2] != "D":
+                continue
+            if mount is None:
+                return True
+            call = Path(f"/proc/{pid}/task/{thread}/syscall").read_text().split()  # proc(5)
+            fd = Path(f"/proc/{pid}/fd/{int(call[1], 16)}")
+            if fd.stat().st_dev != mount.stat().st_dev:
+                continue
+            if request is None or int(call[2], 16) == request:
                 return True
     return False

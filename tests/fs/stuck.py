@@ -16,6 +16,7 @@ class Stuck:
     parent: Filesystem
     child: Filesystem
     other: Filesystem
+    dirty: bool
 
     @property
     def only(self) -> list[str]:
@@ -30,10 +31,14 @@ def prepare(lab: Lab, dirty: bool = False) -> Stuck:
     if dirty:
         (child.mount / "dirty").write_bytes(b"x" * (1 << 20))
     kernel.freeze(parent.mount)
-    return Stuck(parent, child, other)
+    return Stuck(parent, child, other, dirty)
 
 
-def wait_until_inside(session: Session) -> int:
-    """Wait until the guard is inside a call that does not return; return the guard's pid."""
-    wait_until(lambda: any(map(is_stuck, session.guards)))
+def wait_until_inside(session: Session, made: Stuck) -> int:
+    """Wait until the guard is inside a call that does not return; return the guard's pid.
+
+    With dirty data the call is the syncfs before the freeze; FIFREEZE otherwise.
+    """
+    request = None if made.dirty else kernel.FIFREEZE
+    wait_until(lambda: any(is_stuck(pid, made.child.mount, request) for pid in session.guards))
     return session.guard

@@ -51,7 +51,7 @@ def test_the_kernel_waits_as_patiently_as_before_after_a_freeze_cut_short(
     before = RCU.read_text()
     made = stuck.prepare(lab)
     session = lab.start("exit 0", only=made.only)
-    guard = stuck.wait_until_inside(session)
+    guard = stuck.wait_until_inside(session, made)
     os.kill(guard, number)
     session.finish()
     assert RCU.read_text() == before

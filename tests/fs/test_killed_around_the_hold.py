@@ -57,7 +57,7 @@ def test_an_interruption_during_the_freeze_thaws_and_ends_the_session(
 ) -> None:
     made = stuck.prepare(lab)
     session = lab.start(lab.say("taken"), only=made.only)
-    guard = stuck.wait_until_inside(session)
+    guard = stuck.wait_until_inside(session, made)
     session.kill(number)
     outcome = session.finish()
     assert outcome.verdict == ("failed", "none", 1)
@@ -76,7 +76,7 @@ def test_the_death_of_the_engine_during_the_freeze_thaws_what_was_frozen(
     """With dirty data the freeze does not even begin: the filesystem cannot be written out."""
     made = stuck.prepare(lab, dirty)
     session = lab.start(lab.say("taken"), only=made.only)
-    guard = stuck.wait_until_inside(session)
+    guard = stuck.wait_until_inside(session, made)
     session.kill(signal.SIGKILL)
     lab.wait_for_thaw(made.other)
     assert [p.pid for p in lab.left() if p.name == "vmsnap-guard"] == [guard]
@@ -89,7 +89,7 @@ def test_the_death_of_the_engine_during_the_freeze_thaws_what_was_frozen(
 def test_a_guard_told_to_end_during_the_freeze_thaws_what_was_frozen(lab: Lab) -> None:
     made = stuck.prepare(lab)
     session = lab.start(lab.say("taken"), only=made.only)
-    guard = stuck.wait_until_inside(session)
+    guard = stuck.wait_until_inside(session, made)
     os.kill(guard, signal.SIGTERM)
     outcome = session.finish()
     assert outcome.verdict == ("success", "crash", 0)

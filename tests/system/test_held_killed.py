@@ -286,6 +286,13 @@ def prepare_stuck(scene: Scene) -> tuple[str, ...]:
     return "--only=/srv/child", "--only=/srv/other"
 
 
+def wait_until_inside(scene: Scene) -> None:
+    """Wait until the guard is inside the FIFREEZE that does not return."""
+    child = scene.container.path("/srv/child")
+    guards = scene.container.pids
+    until(lambda: any(is_stuck(pid, child, kernel.FIFREEZE) for pid in guards("vmsnap-guard")))
+
+
 def assert_guard_stays_until_the_kernel_lets_it_go(scene: Scene, guard: int) -> None:
     assert scene.container.pids("vmsnap-guard") == [guard]
     assert is_stuck(guard)
@@ -318,7 +325,7 @@ def test_a_unit_that_ends_early_spares_a_guard_that_is_inside_a_freeze(
 ) -> None:
     options = prepare_stuck(scene)
     freeze = scene.start("freeze", "--json", *options)
-    until(lambda: any(map(is_stuck, scene.container.pids("vmsnap-guard"))))
+    wait_until_inside(scene)
     guard = scene.guard
     if how == "stop":
         scene.container.systemctl("stop", UNIT)

@@ -16,7 +16,7 @@ from tests.fs.processes import is_stuck, wait_for_end
 
 from .apps import DIRECTORY, UNIT, Scene, until
 from .container import Container
-from .test_held_killed import prepare_stuck
+from .test_held_killed import prepare_stuck, wait_until_inside
 
 PRIVATE = """\
 [Service]
@@ -171,7 +171,7 @@ def test_what_a_killed_session_owes_is_not_forgotten_over_a_stuck_guard(scene: S
     scene.database()
     only = prepare_stuck(scene)
     freezing = scene.start("freeze", *only)
-    until(lambda: any(map(is_stuck, scene.container.pids("vmsnap-guard"))))
+    wait_until_inside(scene)
     guard = scene.guard
     scene.container.systemctl("kill", "--signal=KILL", UNIT, check=True)
     assert scene.events.wait("resumed") == "failed none"
