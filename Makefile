@@ -3,14 +3,17 @@ PYTHON ?= /usr/bin/python3
 VENV   := build/venv
 RUN    := $(VENV)/bin/python -B
 
-# What vmsnap imports, then what tests, demo and bench run.
+# What vmsnap imports; what tests, demo and bench run; what makes packages and repositories.
 PACKAGES := python3-distro python3-sdnotify python3-jsonschema \
 	python3-venv e2fsprogs xfsprogs btrfs-progs dosfstools util-linux mount procps \
 	qemu-guest-agent shellcheck mmdebstrap systemd-container \
-	zsh fish man-db groff-base bash-completion
+	zsh fish man-db groff-base bash-completion \
+	dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools python3-wheel \
+	lintian rpm rpmlint createrepo-c apt-utils gnupg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench install install-data clean
+.PHONY: help setup demo test lint format bench deb rpm repo clean
+.PHONY: install install-python install-units install-data
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +58,17 @@ format: setup ## rewrite the sources as the formatter wants them
 bench: setup ## measure against qemu-ga and fsfreeze (root, about 20 minutes)
 	$(RUN) -m bench
 
+# --- packages, below dist/ ---
+
+deb: setup ## build the Debian package
+	$(RUN) -m release deb
+
+rpm: setup ## build the RPM packages, for each distribution in its turn
+	$(RUN) -m release rpm
+
+repo: setup ## make signed apt and dnf repositories of the built packages: KEY=FINGERPRINT [URL=https://...]
+	$(RUN) -m release repo --key '$(KEY)' $(if $(URL),--url '$(URL)')
+
 # --- installing: what is the same in every package ---
 
 PYTHONDIR ?= /usr/lib/python3/dist-packages
@@ -62,20 +76,25 @@ UNITDIR   ?= /usr/lib/systemd/system
 ZSHDIR    ?= /usr/share/zsh/vendor-completions
 DATA      := $(DESTDIR)/usr/share
 
-install: install-data ## install everything below DESTDIR, as the packages have it
-	install -D -m 755 bin/vmsnap $(DESTDIR)/usr/bin/vmsnap
-	install -d $(DESTDIR)$(PYTHONDIR)/vmsnap
-	install -m 644 vmsnap/*.py vmsnap/*.json vmsnap/py.typed $(DESTDIR)$(PYTHONDIR)/vmsnap
+install: install-python install-units install-data ## install everything below DESTDIR, without a package
 	$(PYTHON) -m compileall -q $(if $(DESTDIR),-s $(DESTDIR)) $(DESTDIR)$(PYTHONDIR)/vmsnap
 	$(if $(DESTDIR),,-journalctl --update-catalog; systemctl daemon-reload)
 
-install-data: ## install everything but the Python package: units, catalogues, manual, completion
-	install -d -m 700 $(addprefix $(DESTDIR)/etc/vmsnap/,apps.d scripts vmsnap.conf.d) \
-	    $(DESTDIR)/var/lib/vmsnap
-	chmod 700 $(DESTDIR)/etc/vmsnap
-	install -m 600 etc/vmsnap.conf $(DESTDIR)/etc/vmsnap/vmsnap.conf
-	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)/usr/lib/systemd/catalog
+install-python:
+	install -d $(DESTDIR)$(PYTHONDIR)/vmsnap
+	install -m 644 vmsnap/*.py vmsnap/*.json vmsnap/py.typed $(DESTDIR)$(PYTHONDIR)/vmsnap
+
+install-units:
+	install -d $(DESTDIR)$(UNITDIR)
 	install -m 644 systemd/* $(DESTDIR)$(UNITDIR)
+
+install-data:
+	install -D -m 755 bin/vmsnap $(DESTDIR)/usr/bin/vmsnap
+	install -d -m 700 $(DESTDIR)/etc/vmsnap $(DESTDIR)/var/lib/vmsnap \
+	    $(addprefix $(DESTDIR)/etc/vmsnap/,apps.d scripts vmsnap.conf.d)
+	install -m 600 etc/vmsnap.conf $(DESTDIR)/etc/vmsnap/vmsnap.conf
+	install -D -m 644 vmsnap/app.schema.json $(DATA)/vmsnap/app.schema.json
+	install -d $(DESTDIR)/usr/lib/systemd/catalog
 	$(PYTHON) -B -m vmsnap.catalog en > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.catalog
 	$(PYTHON) -B -m vmsnap.catalog es > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.es.catalog
 	for section in 1 5 8; do \

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CHANGELOG.md, read, and written again as Debian and RPM want it.
+
+The first release in it must be the version that vmsnap/__init__.py names: that is its only home.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+MAINTAINER = "vmsnap maintainers <maintainers@vmsnap.example>"
+HEADING = re.compile(r"^## (?P<version>\d+(?:\.\d+)+)(?: \((?P<date>[^)]*)\))?$", re.M)
+BULLET = re.compile(r"^- (.+(?:\n  .+)*)", re.M)
+VERSION = re.compile(r'^__version__ = "(.+)"$', re.M)
+
+
+@dataclass(frozen=True)
+class Release:
+    version: str
+    when: datetime.datetime
+    changes: tuple[str, ...]
+
+
+class Inconsistent(Exception):
+    """The version and the change log do not fit together."""
+
+
+def version_of(tree: Path) -> str:
+    found = VERSION.search((tree / "vmsnap/__init__.py").read_text(encoding="utf-8"))
+    if not found:
+        raise Inconsistent('found no __version__ = "..." in vmsnap/__init__.py, expected one')
+    return found[1]
+
+
+def releases(tree: Path, today: datetime.datetime) -> list[Release]:
+    """All releases, newest first. `today` stands for the date of one that is not released yet.
+
+    Raises Inconsistent if the newest is not the version of the package.
+    """
+    text = (tree / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = list(HEADING.finditer(text))
+    ends = [*(heading.start() for heading in headings[1:]), len(text)]
+    found = [
+        Release(
+            heading["version"], date_of(heading["date"], today), changes(text[heading.end() : end])
+        )
+        for heading, end in zip(headings, ends)
+    ]
+    version = version_of(tree)
+    if not found or found[0].version != version:
+        newest = found[0].version if found else "no release"
+        raise Inconsistent(
+            f"found {newest} first in CHANGELOG.md, expected {version} of vmsnap/__init__.py"
+        )
+    return found
+
+
+def date_of(words: str | None, today: datetime.datetime) -> datetime.datetime:
+    try:
+        day = datetime.date.fromisoformat(words or "")
+    except ValueError:
+        return today
+    return datetime.datetime.combine(day, datetime.time(12), datetime.timezone.utc)
+
+
+def changes(section: str) -> tuple[str, ...]:
+    """The points of one release as plain lines of text."""
+    return tuple(" ".join(match[1].split()) for match in BULLET.finditer(section))
+
+
+def debian(found: list[Release]) -> str:
+    """deb-changelog(5)."""
+    return "\n".join(
+        f"vmsnap ({release.version}) unstable; urgency=medium\n\n"
+        + points(release, "  * ", "    ")
+        + f"\n -- {MAINTAINER}  {release.when:%a, %d %b %Y %H:%M:%S %z}\n"
+        for release in found
+    )
+
+
+def rpm(found: list[Release]) -> str:
+    """The %changelog of a spec. A percent sign would be a macro there."""
+    return "\n".join(
+        f"* {release.when:%a %b %d %Y} {MAINTAINER} - {release.version}-1\n"
+        + points(release, "- ", "  ").replace("%", "%%")
+        for release in found
+    )
+
+
+def points(release: Release, first: str, later: str) -> str:
+    return "".join(
+        textwrap.fill(change, 78, initial_indent=first, subsequent_indent=later) + "\n"
+        for change in release.changes
+    )

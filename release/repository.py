@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signed repositories for apt and dnf, as plain files for any web server.
+
+    vmsnap.asc              the public key
+    vmsnap.sources          for /etc/apt/sources.list.d
+    apt/                    the Debian packages, Packages, InRelease
+    rpm/NAME/               of each distribution: its packages, repodata
+    rpm/NAME/vmsnap.repo    for /etc/yum.repos.d
+
+What was there is kept, so that older versions can still be installed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tempfile
+from pathlib import Path
+
+from release import signing
+from release.command import Failed, call
+
+URL = "https://packages.vmsnap.example"
+SOURCES = """\
+Types: deb
+URIs: {url}/apt/
+Suites: ./
+Signed-By: /etc/apt/keyrings/vmsnap.asc
+"""
+REPO = """\
+[vmsnap]
+name=vmsnap
+baseurl={url}/rpm/{name}/
+gpgkey={url}/vmsnap.asc
+gpgcheck=1
+repo_gpgcheck=1
+"""
+
+
+def make(dist: Path, key: str, url: str = URL) -> Path:
+    """Make DIST/repo of the packages in DIST/deb and DIST/rpm, or add them; return its path.
+
+    `url` is where it will be found. It changes as a whole or not at all. Raises Failed.
+    """
+    signing.insist_on(key)
+    debs = sorted((dist / "deb").glob("*.deb"))
+    rpms = {path.name: sorted(path.glob("*.rpm")) for path in sorted((dist / "rpm").glob("*"))}
+    if not debs or not rpms:
+        raise Failed(f"found no packages in {dist}, expected some: `make deb rpm` builds them")
+    repository = dist / "repo"
+    with tempfile.TemporaryDirectory(prefix=".repo-", dir=dist) as work:
+        made, old = Path(work, "made"), Path(work, "old")
+        if repository.exists():
+            shutil.copytree(repository, made)
+        apt(debs, made / "apt", key)
+        for name, packages in rpms.items():
+            dnf(packages, made / "rpm" / name, key)
+            text = REPO.format(url=url.rstrip("/"), name=name)
+            (made / "rpm" / name / "vmsnap.repo").write_text(text, encoding="utf-8")
+        (made / "vmsnap.asc").write_bytes(signing.public(key))
+        (made / "vmsnap.sources").write_text(SOURCES.format(url=url.rstrip("/")), encoding="utf-8")
+        if repository.exists():
+            repository.rename(old)
+        made.rename(repository)
+    return repository
+
+
+def apt(packages: list[Path], directory: Path, key: str) -> None:
+    """A flat repository: sources.list(5). What is signed is the index, which has all checksums."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for package in packages:
+        shutil.copy(package, directory)
+    index = call("apt-ftparchive", "packages", ".", cwd=directory)
+    (directory / "Packages").write_bytes(index)
+    (directory / "Packages.gz").write_bytes(gzip.compress(index, mtime=0))
+    names = ("InRelease", "Release", "Release.gpg")
+    for name in names:
+        (directory / name).unlink(missing_ok=True)  # or it would list itself
+    options = [f"-oAPT::FTPArchive::Release::{name}=vmsnap" for name in ("Origin", "Label")]
+    release = directory / "Release"
+    release.write_bytes(call("apt-ftparchive", *options, "release", ".", cwd=directory))
+    (directory / "InRelease").write_bytes(signing.clearsign(release, key))
+    (directory / "Release.gpg").write_bytes(signing.detached(release, key))
+
+
+def dnf(packages: list[Path], directory: Path, key: str) -> None:
+    """Both are signed: the packages, and the index of the repository."""
+    directory.mkdir(parents=True, exist_ok=True)
+    copies = [Path(shutil.copy(package, directory)) for package in packages]
+    signing.sign_rpms(copies, key)
+    call("createrepo_c", "--quiet", "--no-database", directory)
+    index = directory / "repodata/repomd.xml"
+    index.with_name("repomd.xml.asc").write_bytes(signing.detached(index, key))

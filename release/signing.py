@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signatures with the caller's key, which stays in gpg's keyring."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from release.command import Failed, call
+
+RSA = "1"  # gpg's doc/DETAILS, field 4; EL 8's rpm reads no other kind
+
+
+def insist_on(key: str) -> None:
+    """Raise Failed unless `key` names one secret RSA key."""
+    hint = "expected the fingerprint of one: make repo KEY=..., see `gpg --list-secret-keys`"
+    if not key:
+        raise Failed(f"found no KEY, {hint}")
+    try:
+        listed = call("gpg", "--batch", "--with-colons", "--list-secret-keys", key).decode()
+    except Failed:
+        raise Failed(f"found no secret key {key!r} in gpg's keyring, {hint}") from None
+    kinds = [line.split(":")[3] for line in listed.splitlines() if line.startswith("sec:")]
+    if kinds != [RSA]:
+        raise Failed(f"found {len(kinds)} keys for {key!r}, or one that is not RSA, {hint}")
+
+
+def public(key: str) -> bytes:
+    """The public key, in ASCII armour."""
+    return call("gpg", "--batch", "--armor", "--export", key)
+
+
+def clearsign(path: Path, key: str) -> bytes:
+    return call("gpg", "--batch", "--local-user", key, "--clearsign", "--output", "-", path)
+
+
+def detached(path: Path, key: str) -> bytes:
+    return call(
+        *("gpg", "--batch", "--local-user", key, "--armor", "--detach-sign", "--output", "-", path)
+    )
+
+
+def sign_rpms(paths: list[Path], key: str) -> None:
+    """Put a signature into each package. Raises Failed, also when rpm says nothing of a failure."""
+    # Debian's rpm 4.18 does not know where gpg is, and goes on without.
+    macros = {"__gpg": "/usr/bin/gpg", "_gpg_name": key, "_gpg_digest_algo": "sha256"}
+    call(
+        "rpmsign",
+        *(f"--define={name} {value}" for name, value in macros.items()),
+        "--addsign",
+        *paths,
+    )
+    with tempfile.TemporaryDirectory(prefix="vmsnap-rpmdb-") as database:
+        imported = Path(database) / "key.asc"
+        imported.write_bytes(public(key))
+        place = f"--define=_dbpath {database}"
+        call("rpmkeys", place, "--import", imported)
+        for path in paths:
+            if b"signatures OK" not in call("rpmkeys", place, "--checksig", path):
+                raise Failed(f"{path} has no signature that {key} made")

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The source archive that every package is built from: vmsnap-VERSION.tar.gz.
+
+It holds the tracked files, and what is made of CHANGELOG.md: debian/changelog, and the version and
+%changelog of rpm/vmsnap.spec. The same sources give the same bytes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import io
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+from release import changelog
+
+
+def tracked(tree: Path) -> list[Path]:
+    """What belongs to the sources, relative to `tree`."""
+    done = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=tree, stdout=subprocess.PIPE, text=True, check=True
+    )
+    paths = [Path(name) for name in done.stdout.split("\0") if name]
+    return sorted(path for path in paths if os.path.lexists(tree / path))
+
+
+def committed(tree: Path) -> datetime.datetime:
+    """When the last commit was made: the date of what is not released yet."""
+    done = subprocess.run(
+        ["git", "log", "-1", "--format=%ct"],
+        cwd=tree,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return datetime.datetime.fromtimestamp(int(done.stdout), datetime.timezone.utc)
+
+
+def pack(tree: Path, files: list[Path], today: datetime.datetime, directory: Path) -> Path:
+    """Write the archive of `files` in `tree` to a directory; return its path.
+
+    `today` is the date of what CHANGELOG.md has none for. Raises changelog.Inconsistent.
+    """
+    releases = changelog.releases(tree, today)
+    newest = releases[0]
+    made = {
+        "debian/changelog": changelog.debian(releases),
+        "rpm/vmsnap.spec": spec(tree, releases),
+    }
+    path = directory / f"vmsnap-{newest.version}.tar.gz"
+    beside = path.with_name(f".{path.name}")
+    directory.mkdir(parents=True, exist_ok=True)
+    with (
+        beside.open("wb") as file,
+        gzip.GzipFile("", "wb", 9, file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for name in sorted({*map(str, files), *made}):
+            add(archive, tree / name, f"vmsnap-{newest.version}/{name}", made.get(name), newest)
+    beside.replace(path)
+    return path
+
+
+def add(
+    archive: tarfile.TarFile, path: Path, name: str, text: str | None, newest: changelog.Release
+) -> None:
+    """Add one file, without what differs from one checkout to the next: owner, date, umask."""
+    member = tarfile.TarInfo(name)
+    member.mtime = int(newest.when.timestamp())
+    if text is None and path.is_symlink():
+        member.type, member.linkname = tarfile.SYMTYPE, str(path.readlink())
+        archive.addfile(member)
+        return
+    data = path.read_bytes() if text is None else text.encode()
+    executable = text is None and os.access(path, os.X_OK)
+    member.mode, member.size = 0o755 if executable else 0o644, len(data)
+    archive.addfile(member, io.BytesIO(data))
+
+
+def spec(tree: Path, releases: list[changelog.Release]) -> str:
+    """rpm/vmsnap.spec with its version and its %changelog, which end it."""
+    text = (tree / "rpm/vmsnap.spec").read_text(encoding="utf-8")
+    return text.replace("@VERSION@", releases[0].version) + "\n" + changelog.rpm(releases)
