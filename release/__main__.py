@@ -20,12 +20,22 @@ def archive() -> Path:
 
 
 def build_deb() -> list[Path]:
+    show("building the Debian package")
     return [deb.build(archive(), DIST / "deb")]
 
 
 def build_rpm() -> list[Path]:
-    packed = archive()
-    return [path for target in rpm.TARGETS for path in rpm.build(packed, target, DIST / "rpm")]
+    packed, built = archive(), []
+    for target in rpm.TARGETS:
+        show(f"building the packages of {target.name}")
+        built += rpm.build(packed, target, DIST / "rpm")
+    return built
+
+
+def show(step: str) -> None:
+    """Tell a person who waits what is being done."""
+    if sys.stderr.isatty():
+        print(f"{step} ...", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
