@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ BOOT, POWEROFF, PATIENCE = 90.0, 20.0, 5.0  # seconds after which something is w
 RESCUE = 30.0  # seconds after which everything is thawed, whatever a test waits for
 POWER_OFF = signal.SIGRTMIN + 4  # systemd(1), SIGNALS
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
+# Only cgroup v2 inside, whatever the machine has: systemd 256 and later start with nothing else.
+NSPAWN = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
 # What tests change and `reset` puts back as it was installed.
 RESTORED = ("etc/vmsnap", "etc/systemd/system", "var/lib/vmsnap")
 # Filesystems without a disk: they cannot be frozen. The machine's root is none of them.
@@ -60,7 +62,12 @@ class TimedOut(AssertionError):
 class Container:
     """One container, from the copy of its image to the end of all it was."""
 
-    def __init__(self, source: Path | None = None) -> None:
+    def __init__(
+        self,
+        recipe: image.Recipe = image.BOOKWORM,
+        prepare: Callable[[Path], object] | None = None,
+    ) -> None:
+        """`prepare` is called with the root before the boot; by default it installs vmsnap."""
         self.directory = Path(tempfile.mkdtemp(prefix="vmsnap-test-", dir="/var/lib"))
         self.log = self.directory / "console"
         self.thawers: dict[str, int] = {}  # an open descriptor of each filesystem, by its device
@@ -70,7 +77,9 @@ class Container:
         self.leader = 0
         self.cursor = ""
         try:
-            self._prepare(source or image.ensure())
+            self._set_stage(image.ensure(recipe))
+            (prepare or install)(self.root)
+            self._keep()
             with self.guarded(BOOT):
                 self._boot()
                 self.assert_only_own_filesystems()
@@ -85,7 +94,7 @@ class Container:
 
     # --- boot ----------------------------------------------------------------------------------
 
-    def _prepare(self, source: Path) -> None:
+    def _set_stage(self, source: Path) -> None:
         copy = self.directory / "root.img"
         call("cp", "--sparse=always", source, copy)
         (self.directory / "root").mkdir(mode=0o700)
@@ -95,17 +104,19 @@ class Container:
         with self.log.open("wb") as log:
             self.stage = subprocess.Popen(
                 argv, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                env={**ENVIRONMENT, "NOTIFY_SOCKET": str(self.directory / "notify")},
+                env={**ENVIRONMENT, **NSPAWN, "NOTIFY_SOCKET": str(self.directory / "notify")},
                 start_new_session=True,
             )  # fmt: skip
         assert self.stage.stdout
         assert self.stage.stdout.readline() == b"ready\n", "nothing to boot from"
         copy.unlink()  # the loop device keeps it for as long as it is needed
         self._own(self.root)
-        install(self.root)
+
+    def _keep(self) -> None:
         for name in RESTORED:
-            (self.directory / "installed" / name).parent.mkdir(parents=True, exist_ok=True)
-            call("cp", "-a", self.root / name, self.directory / "installed" / name)
+            if (self.root / name).exists():
+                (self.directory / "installed" / name).parent.mkdir(parents=True, exist_ok=True)
+                call("cp", "-a", self.root / name, self.directory / "installed" / name)
 
     def _boot(self) -> None:
         assert self.stage

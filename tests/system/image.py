@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image that every container starts from: Debian 12 in a sparse ext4 file, built once.
+"""The images that containers start from: a Debian each, in a sparse ext4 file, built once.
 
     python -m tests.system.image
 
-The filesystem's label is the fingerprint of the recipe that made it, so there is no second file
+builds all that are missing. The filesystem's label is the fingerprint of the recipe that made it, so there is no second file
 that could disagree with it, and a changed recipe builds anew.
 """
 
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,11 @@ LABEL_AT = 1024 + 0x78  # ext4(5): s_volume_name, 16 bytes of the superblock
 # a background writer would be at work in every container.
 MKFS = ("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard")
 
-PACKAGES = (
+SYSTEM = (
     *("systemd", "systemd-sysv", "dbus", "kmod", "procps", "util-linux", "mount", "e2fsprogs"),
-    *("xfsprogs", "python3", "python3-distro", "python3-sdnotify", "python3-jsonschema"),
-    *("man-db", "bash", "bash-completion", "zsh", "fish"),
+    *("man-db", "bash"),
 )
+OURS = ("python3-distro", "python3-sdnotify", "python3-jsonschema")  # what vmsnap imports
 # Slow, or without a meaning in a container.
 MASKED = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer"),
@@ -47,9 +48,11 @@ MASKED = (
 class Recipe:
     """What an image is made of; all of it goes into the fingerprint."""
 
-    name: str = "bookworm"
-    suite: str = "bookworm"
-    packages: tuple[str, ...] = PACKAGES
+    name: str
+    suite: str
+    packages: tuple[str, ...]
+    # Lie in apt's cache with all that they need, for there is no network inside.
+    downloaded: tuple[str, ...] = ()
     masked: tuple[str, ...] = MASKED
     mib: int = 3072
 
@@ -59,8 +62,10 @@ class Recipe:
 
     @property
     def commands(self) -> tuple[str, ...]:
-        """What is run when the packages are unpacked; $1 is the root."""
+        """What is run when the packages are installed; $1 is the root."""
         return (
+            'chroot "$1" apt-get clean',  # of the packages that are installed
+            f'chroot "$1" apt-get -qy install --download-only {" ".join(self.downloaded)}',
             f'systemctl --root="$1" mask --quiet {" ".join(self.masked)}',
             'ln -sf /lib/systemd/system/multi-user.target "$1/etc/systemd/system/default.target"',
             'mkdir -p "$1/var/log/journal"',
@@ -77,7 +82,9 @@ class Recipe:
             # The mirror may be a snapshot of an old day.
             '--aptopt=Acquire::Check-Valid-Until "false"',
             '--aptopt=Acquire::Check-Date "false"',
+            "--dpkgopt=force-unsafe-io",
             f"--include={','.join(self.packages)}",
+            *(["--skip=cleanup/apt"] if self.downloaded else []),
             *(f"--customize-hook={command}" for command in self.commands),
             self.suite,
         )
@@ -88,7 +95,24 @@ class Recipe:
         return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
-BOOKWORM = Recipe()
+# Everything that vmsnap and its tests need, for `make install`.
+BOOKWORM = Recipe(
+    name="bookworm",
+    suite="bookworm",
+    packages=(*SYSTEM, "xfsprogs", "python3", *OURS, "bash-completion", "zsh", "fish"),
+)
+# Without Python, for packages that bring what they need.
+DEBIAN11, DEBIAN12, DEBIAN13 = (
+    Recipe(name=f"debian{number}", suite=suite, packages=SYSTEM, downloaded=OURS)
+    for number, suite in ((11, "bullseye"), (12, "bookworm"), (13, "trixie"))
+)
+# Without sdnotify, which comes as an RPM of ours: no distribution of RPMs has it everywhere.
+DNF = Recipe(
+    name="dnf",
+    suite="bookworm",
+    packages=(*SYSTEM, "dnf", "rpm", "python3", "python3-distro", "python3-jsonschema"),
+)
+RECIPES = (BOOKWORM, DEBIAN11, DEBIAN12, DEBIAN13, DNF)
 
 
 def label(image: Path) -> str:
@@ -100,7 +124,7 @@ def label(image: Path) -> str:
         return file.read(16).rstrip(b"\0").decode("ascii", "replace")
 
 
-def ensure(recipe: Recipe = BOOKWORM) -> Path:
+def ensure(recipe: Recipe) -> Path:
     """Build the image unless it is there; return its path."""
     if label(recipe.path) != recipe.fingerprint:
         DIRECTORY.mkdir(parents=True, exist_ok=True)
@@ -145,4 +169,6 @@ def call(*argv: str | Path) -> None:
 
 
 if __name__ == "__main__":
-    ensure()
+    with ThreadPoolExecutor(2) as pool:
+        for made in pool.map(ensure, RECIPES):
+            print(made)
