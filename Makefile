@@ -9,7 +9,7 @@ PACKAGES := python3-distro python3-sdnotify python3-jsonschema \
 	qemu-guest-agent shellcheck mmdebstrap systemd-container \
 	zsh fish man-db groff-base bash-completion \
 	dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools python3-wheel \
-	lintian rpm rpmlint createrepo-c apt-utils gnupg
+	lintian rpm rpmlint createrepo-c apt-utils gnupg debian-archive-keyring
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench deb rpm repo clean

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The systems that packages are installed on: they boot without vmsnap, and `/` can be frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .container import Container
+from .image import DEBIAN11, DEBIAN12, DEBIAN13, DNF, OURS, Recipe
+
+QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
+VERSION = {DEBIAN11: "11", DEBIAN12: "12", DEBIAN13: "13", DNF: "12"}
+PRESENT = {DNF: {"python3-distro", "python3-jsonschema"}}
+
+
+def nothing(root: Path) -> None:
+    """Boot the system as it was built."""
+
+
+@pytest.fixture(scope="module", params=VERSION, ids=lambda recipe: recipe.name)
+def system(request: pytest.FixtureRequest) -> Iterator[tuple[Recipe, Container]]:
+    container = Container(request.param, nothing)
+    try:
+        yield request.param, container
+    finally:
+        container.close()
+
+
+def test_it_boots_what_it_is_named_after(system: tuple[Recipe, Container]) -> None:
+    recipe, container = system
+    release = container.read("/usr/lib/os-release")
+    assert f'VERSION_ID="{VERSION[recipe]}"\n' in release
+    assert container.systemctl("is-system-running").stdout == "running\n"
+    assert list(container.path("/var/log/journal").iterdir())
+
+
+def test_it_has_only_cgroup_v2_as_real_systems_do(system: tuple[Recipe, Container]) -> None:
+    _, container = system
+    shown = container.run("stat", "--file-system", "--format=%T", "/sys/fs/cgroup", check=True)
+    assert shown.stdout == "cgroup2fs\n"
+
+
+def test_its_root_can_be_frozen_from_inside(system: tuple[Recipe, Container]) -> None:
+    _, container = system
+    with container.guarded():
+        container.run("fsfreeze", "--freeze", "/", check=True)
+        assert container.frozen()
+        container.run("logger", "said while frozen", timeout=10.0, check=True)
+        container.systemctl("status", timeout=10.0, check=True)
+        container.run("fsfreeze", "--unfreeze", "/", check=True)
+        assert not container.frozen()
+    assert [record["MESSAGE"] for record in container.journal("-t", "root")] == [
+        "said while frozen"
+    ]
+
+
+def test_what_packages_are_to_bring_is_absent(system: tuple[Recipe, Container]) -> None:
+    recipe, container = system
+    shown = container.run("dpkg-query", "--show", "--showformat=${Package}\n", check=True).stdout
+    installed = set(shown.splitlines())
+    assert installed & set(OURS) == PRESENT.get(recipe, set())
+    assert ("python3" in installed) is (recipe is DNF)
+    assert not container.path("/usr/bin/vmsnap").exists()
+
+
+@pytest.mark.parametrize("recipe", [DEBIAN11, DEBIAN12, DEBIAN13], ids=lambda recipe: recipe.name)
+def test_apt_installs_from_the_mirror_that_debian_signed(recipe: Recipe) -> None:
+    container = Container(recipe, nothing)
+    try:
+        container.run("apt-get", "update", "-qq", "-eany", check=True, timeout=60.0)
+        container.run("apt-get", "install", "-qqy", *OURS, check=True, timeout=120.0, env=QUIET)
+        container.run("python3", "-Ic", "import distro, jsonschema, sdnotify", check=True)
+    finally:
+        container.close()
