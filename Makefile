@@ -49,7 +49,8 @@ lint: setup ## format, lint, types, Python 3.9, shell scripts
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/vermin -q --no-tips --violations -t=3.9- vmsnap bin/vmsnap
-	shellcheck .ci/run completions/vmsnap.bash
+	shellcheck .ci/run completions/vmsnap.bash debian/vmsnap.p* debian/tests/freeze-loop \
+	    examples/*/pre examples/*/post examples/snapshot/*
 
 format: setup ## rewrite the sources as the formatter wants them
 	$(VENV)/bin/ruff format .

@@ -23,7 +23,6 @@ def call(
     *argv: str | Path,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
-    stdin: bytes = b"",
 ) -> bytes:
     """Run a tool to its end, with `env` added to a small environment; return what it printed.
 
@@ -33,7 +32,13 @@ def call(
     environment = {**kept, **ENVIRONMENT, **(env or {})}
     try:
         done = subprocess.run(
-            argv, cwd=cwd, env=environment, input=stdin, capture_output=True, check=False
+            argv,
+            cwd=cwd,
+            env=environment,
+            umask=0o022,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
         )
     except FileNotFoundError as e:
         raise Failed(f"not installed: {e.filename}; `make setup` installs it") from None

@@ -7,7 +7,8 @@
     rpm/NAME/               of each distribution: its packages, repodata
     rpm/NAME/vmsnap.repo    for /etc/yum.repos.d
 
-What was there is kept, so that older versions can still be installed.
+What was there is kept as it was, so that older versions can still be installed. A package that was
+published never gets other contents: a client with the old index would refuse them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import gzip
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from release import signing
@@ -68,8 +70,7 @@ def make(dist: Path, key: str, url: str = URL) -> Path:
 def apt(packages: list[Path], directory: Path, key: str) -> None:
     """A flat repository: sources.list(5). What is signed is the index, which has all checksums."""
     directory.mkdir(parents=True, exist_ok=True)
-    for package in packages:
-        shutil.copy(package, directory)
+    add(packages, directory, Path.read_bytes)
     index = call("apt-ftparchive", "packages", ".", cwd=directory)
     (directory / "Packages").write_bytes(index)
     (directory / "Packages.gz").write_bytes(gzip.compress(index, mtime=0))
@@ -86,8 +87,29 @@ def apt(packages: list[Path], directory: Path, key: str) -> None:
 def dnf(packages: list[Path], directory: Path, key: str) -> None:
     """Both are signed: the packages, and the index of the repository."""
     directory.mkdir(parents=True, exist_ok=True)
-    copies = [Path(shutil.copy(package, directory)) for package in packages]
-    signing.sign_rpms(copies, key)
+    added = add(packages, directory, unsigned)
+    if added:
+        signing.sign_rpms(added, key)
     call("createrepo_c", "--quiet", "--no-database", directory)
     index = directory / "repodata/repomd.xml"
     index.with_name("repomd.xml.asc").write_bytes(signing.detached(index, key))
+
+
+def add(packages: list[Path], directory: Path, contents: Callable[[Path], bytes]) -> list[Path]:
+    """Copy what is not there yet, and return it. Raises Failed for a file with other contents."""
+    added = []
+    for package in packages:
+        there = directory / package.name
+        if not there.exists():
+            added.append(Path(shutil.copy(package, there)))
+        elif contents(there) != contents(package):
+            raise Failed(
+                f"found {package.name} in the repository with other contents, expected the same: "
+                "raise the version (or remove dist/repo, if nobody has seen it)"
+            )
+    return added
+
+
+def unsigned(package: Path) -> bytes:
+    """The checksums of all that an RPM has besides its signatures."""
+    return call("rpm", "-qp", "--nosignature", "--qf=%{SHA256HEADER} %{PAYLOADDIGEST}", package)

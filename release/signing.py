@@ -12,7 +12,7 @@ RSA = "1"  # gpg's doc/DETAILS, field 4; EL 8's rpm reads no other kind
 
 
 def insist_on(key: str) -> None:
-    """Raise Failed unless `key` names one secret RSA key."""
+    """Raise Failed unless `key` names one secret key, which signs with RSA."""
     hint = "expected the fingerprint of one: make repo KEY=..., see `gpg --list-secret-keys`"
     if not key:
         raise Failed(f"found no KEY, {hint}")
@@ -20,9 +20,12 @@ def insist_on(key: str) -> None:
         listed = call("gpg", "--batch", "--with-colons", "--list-secret-keys", key).decode()
     except Failed:
         raise Failed(f"found no secret key {key!r} in gpg's keyring, {hint}") from None
-    kinds = [line.split(":")[3] for line in listed.splitlines() if line.startswith("sec:")]
-    if kinds != [RSA]:
-        raise Failed(f"found {len(kinds)} keys for {key!r}, or one that is not RSA, {hint}")
+    fields = [line.split(":") for line in listed.splitlines()]
+    if sum(field[0] == "sec" for field in fields) != 1:
+        raise Failed(f"found several secret keys for {key!r}, {hint}")
+    signing = [field[3] for field in fields if field[0] in {"sec", "ssb"} and "s" in field[11]]
+    if set(signing) != {RSA}:
+        raise Failed(f"found that {key!r} signs with something else than RSA, {hint}")
 
 
 def public(key: str) -> bytes:
