@@ -35,7 +35,7 @@ SUPERVISOR_PATIENCE = 10.0  # seconds that a supervisor may take longer than its
 LINES = 8000
 SUPERVISOR = "vmsnap-scripts"  # the name of the process
 ATTEMPTS_TOLD = 100  # a script that fails at once can be started a million times
-PREFIX = re.compile(rb"<([0-7])>")  # sd-daemon(3)
+PREFIX = re.compile(rb"^<([0-7])>", re.MULTILINE)  # sd-daemon(3)
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ class Runner:
             os.close(read)
         output.end()
         self.room[phase] = output.room
-        return ending, output.tail.decode("utf-8", "replace")
+        return ending, output.last_words()
 
 
 class Output:
@@ -309,6 +309,10 @@ class Output:
             lines = "line of output is" if self.left_out == 1 else "lines of output are"
             words = f"{self.left_out} more {lines} left out"
             self.send(words, Event.NOTE, Priority.WARNING, "vmsnap")
+
+    def last_words(self) -> str:
+        """The end of the output for a message, where priorities mean nothing."""
+        return PREFIX.sub(b"", self.tail).decode("utf-8", "replace")
 
     def record(self, line: bytes) -> None:
         if self.room == 0:

@@ -188,6 +188,12 @@ def test_the_tail_is_kept_of_lines_that_are_left_out_too() -> None:
     assert output.tail == b"".join(b"line %d\n" % n for n in range(5000))[-TAIL_BYTES:]
 
 
+def test_the_last_words_are_without_priorities() -> None:
+    output = Output(Kept(), "pre")
+    output.take(b"<3>no route\nto <3> hosts\n<6>given up\n")
+    assert output.last_words() == "no route\nto <3> hosts\ngiven up\n"
+
+
 @pytest.mark.parametrize(("lines", "room", "left"), [(0, 5, 5), (2, 5, 3), (5, 5, 0), (9, 5, 0)])
 def test_the_room_that_is_left_is_known_for_the_next_attempt(
     lines: int, room: int, left: int
