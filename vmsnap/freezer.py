@@ -34,7 +34,9 @@ PIPE_BYTES = 1 << 20
 ANSWER = 2.0  # seconds within which a guard that lives answers
 START = 15.0  # seconds for the guard to start
 
-GUARD = Path(__file__).with_name("guard.py")
+# Opened with the program, since the two must fit together: an upgrade may exchange the file, or a
+# removal take it away, while pre-scripts run.
+GUARD = os.open(Path(__file__).with_name("guard.py"), os.O_RDONLY | os.O_CLOEXEC)
 
 
 class Freezer:
@@ -78,8 +80,8 @@ class Freezer:
         os.set_blocking(self._answers, False)
         # What the guard may say when it breaks must not need a filesystem.
         self._stderr = os.memfd_create("vmsnap-guard-stderr", 0)
-        argv = [sys.executable, "-ISB", str(GUARD), str(self._timeout), str(self._hold)]
-        argv += [str(self._run / FROZEN_LIST)]
+        argv = [sys.executable, "-ISB", f"/proc/self/fd/{GUARD}"]
+        argv += [str(self._timeout), str(self._hold), str(self._run / FROZEN_LIST)]
         argv += [f"{f.fd}:{f.step}:{f.entry.action.value}" for f in self.filesystems]
         try:
             self._pid = spawn(
@@ -88,7 +90,7 @@ class Freezer:
                 stdin=guard_in,
                 stdout=guard_out,
                 stderr=self._stderr,
-                inherit=[lock, *self._by_fd],
+                inherit=[GUARD, lock, *self._by_fd],
             )
         except OSError as e:
             self.lost = f"cannot start the guard: {e.strerror}"

@@ -174,7 +174,7 @@ def has_ended(guard: int, patience: float | None) -> bool:
     except ProcessLookupError:
         return True
     try:
-        if b"guard.py" not in Path(f"/proc/{guard}/cmdline").read_bytes():
+        if Path(f"/proc/{guard}/comm").read_bytes() != b"vmsnap-guard\n":
             return True  # dead, and perhaps another process has its number
         os.kill(guard, signal.SIGCONT)
         return bool(select.select([process], [], [], patience)[0])

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
+
 import pytest
 
 from .lab import Lab
@@ -116,4 +120,33 @@ def test_the_run_directory_on_a_frozen_filesystem_is_refused(lab: Lab) -> None:
     outcome = lab.run("exit 0")
     assert outcome.subjects == [("FreezeFailed", str(filesystem.mount))]
     assert outcome.verdict == ("success", "crash", 0)
+    assert lab.frozen == []
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from vmsnap.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("phase", ["pre", "command", "post"])
+def test_a_session_goes_on_without_the_files_it_was_started_from(lab: Lab, phase: str) -> None:
+    """As in an upgrade or a removal of the package."""
+    copy = lab.directory / "copy"
+    shutil.copytree(Path(__file__).parents[2] / "vmsnap", copy / "vmsnap")
+    removal = {phase: f"rm -r {copy}/vmsnap; "}
+    lab.filesystem()
+    lab.app(
+        pre=removal.get("pre", "") + lab.say("quiesced"),
+        post=removal.get("post", "") + lab.say("resumed $VMSNAP_OUTCOME $VMSNAP_CONSISTENCY"),
+    )
+    outcome = lab.run(
+        removal.get("command", "") + lab.say("taken"),
+        program=(sys.executable, "-IBc", PROGRAM, str(copy)),
+    )
+    assert not list(copy.iterdir())
+    assert (outcome.verdict, outcome.errors) == (("success", "application", 0), [])
+    assert lab.events.heard == ["quiesced", "taken", "resumed success application"]
     assert lab.frozen == []
