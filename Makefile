@@ -78,7 +78,7 @@ ZSHDIR    ?= /usr/share/zsh/vendor-completions
 DATA      := $(DESTDIR)/usr/share
 
 install: install-python install-units install-data ## install everything below DESTDIR, without a package
-	$(PYTHON) -m compileall -q $(if $(DESTDIR),-s $(DESTDIR)) $(DESTDIR)$(PYTHONDIR)/vmsnap
+	umask 022 && $(PYTHON) -m compileall -q $(if $(DESTDIR),-s $(DESTDIR)) $(DESTDIR)$(PYTHONDIR)/vmsnap
 	$(if $(DESTDIR),,-journalctl --update-catalog; systemctl daemon-reload)
 
 install-python:
@@ -96,8 +96,8 @@ install-data:
 	install -m 600 etc/vmsnap.conf $(DESTDIR)/etc/vmsnap/vmsnap.conf
 	install -D -m 644 vmsnap/app.schema.json $(DATA)/vmsnap/app.schema.json
 	install -d $(DESTDIR)/usr/lib/systemd/catalog
-	$(PYTHON) -B -m vmsnap.catalog en > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.catalog
-	$(PYTHON) -B -m vmsnap.catalog es > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.es.catalog
+	umask 022 && $(PYTHON) -B -m vmsnap.catalog en > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.catalog
+	umask 022 && $(PYTHON) -B -m vmsnap.catalog es > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.es.catalog
 	for section in 1 5 8; do \
 	    install -d $(DATA)/man/man$$section && \
 	    install -m 644 man/*.$$section $(DATA)/man/man$$section || exit 1; \

@@ -63,7 +63,7 @@ def main() -> int:
             made = build_rpm()
         else:
             made = [repository.make(DIST, arguments.key, arguments.url)]
-    except (Failed, Inconsistent) as e:
+    except (Failed, Inconsistent, OSError) as e:
         print(f"release: {e}", file=sys.stderr)
         return 1
     print("\n".join(str(path.relative_to(ROOT)) for path in made))

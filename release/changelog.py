@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAINTAINER = "vmsnap maintainers <maintainers@vmsnap.example>"
-HEADING = re.compile(r"^## (?P<version>\d+(?:\.\d+)+)(?: \((?P<date>[^)]*)\))?$", re.M)
+HEADING = re.compile(r"^## (?P<version>\d+(?:\.\d+)+) \((?P<date>[^)]*)\)$", re.M)
+UNRELEASED = "not released yet"
 BULLET = re.compile(r"^- (.+(?:\n  .+)*)", re.M)
 VERSION = re.compile(r'^__version__ = "(.+)"$', re.M)
 
@@ -39,10 +40,14 @@ def version_of(tree: Path) -> str:
 def releases(tree: Path, today: datetime.datetime) -> list[Release]:
     """All releases, newest first. `today` stands for the date of one that is not released yet.
 
-    Raises Inconsistent if the newest is not the version of the package.
+    Raises Inconsistent if the newest is not the version of the package, or a heading does not say
+    version and date.
     """
     text = (tree / "CHANGELOG.md").read_text(encoding="utf-8")
     headings = list(HEADING.finditer(text))
+    for line in text.splitlines():
+        if line.startswith("## ") and not HEADING.match(line):
+            raise Inconsistent(f"found {line!r} in CHANGELOG.md, expected '## 1.2.3 (2026-12-01)'")
     ends = [*(heading.start() for heading in headings[1:]), len(text)]
     found = [
         Release(
@@ -59,11 +64,15 @@ def releases(tree: Path, today: datetime.datetime) -> list[Release]:
     return found
 
 
-def date_of(words: str | None, today: datetime.datetime) -> datetime.datetime:
-    try:
-        day = datetime.date.fromisoformat(words or "")
-    except ValueError:
+def date_of(words: str, today: datetime.datetime) -> datetime.datetime:
+    if words == UNRELEASED:
         return today
+    try:
+        day = datetime.date.fromisoformat(words)
+    except ValueError:
+        raise Inconsistent(
+            f"found the date {words!r} in CHANGELOG.md, expected '2026-12-01' or {UNRELEASED!r}"
+        ) from None
     return datetime.datetime.combine(day, datetime.time(12), datetime.timezone.utc)
 
 
@@ -76,23 +85,28 @@ def debian(found: list[Release]) -> str:
     """deb-changelog(5)."""
     return "\n".join(
         f"vmsnap ({release.version}) unstable; urgency=medium\n\n"
-        + points(release, "  * ", "    ")
+        + "".join(f"{wrapped(change)}\n" for change in release.changes)
         + f"\n -- {MAINTAINER}  {release.when:%a, %d %b %Y %H:%M:%S %z}\n"
         for release in found
     )
 
 
-def rpm(found: list[Release]) -> str:
-    """The %changelog of a spec. A percent sign would be a macro there."""
-    return "\n".join(
-        f"* {release.when:%a %b %d %Y} {MAINTAINER} - {release.version}-1\n"
-        + points(release, "- ", "  ").replace("%", "%%")
-        for release in found
+def wrapped(change: str) -> str:
+    return textwrap.fill(
+        change,
+        78,
+        initial_indent="  * ",
+        subsequent_indent="    ",
+        break_on_hyphens=False,
+        break_long_words=False,
     )
 
 
-def points(release: Release, first: str, later: str) -> str:
-    return "".join(
-        textwrap.fill(change, 78, initial_indent=first, subsequent_indent=later) + "\n"
-        for change in release.changes
+def rpm(found: list[Release]) -> str:
+    """The %changelog of a spec, with a line for each point: rpm takes one that begins with # or %if
+    for something else. A percent sign would be a macro."""
+    return "\n".join(
+        f"* {release.when:%a %b %d %Y} {MAINTAINER} - {release.version}-1\n"
+        + "".join(f"- {change}\n" for change in release.changes).replace("%", "%%")
+        for release in found
     )

@@ -47,7 +47,7 @@ def make(dist: Path, key: str, url: str = URL) -> Path:
     signing.insist_on(key)
     debs = sorted((dist / "deb").glob("*.deb"))
     rpms = {path.name: sorted(path.glob("*.rpm")) for path in sorted((dist / "rpm").glob("*"))}
-    if not debs or not rpms:
+    if not debs or not rpms or not all(rpms.values()):
         raise Failed(f"found no packages in {dist}, expected some: `make deb rpm` builds them")
     repository = dist / "repo"
     with tempfile.TemporaryDirectory(prefix=".repo-", dir=dist) as work:

@@ -11,32 +11,31 @@ import datetime
 import gzip
 import io
 import os
-import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 
 from release import changelog
+from release.command import Failed, call
 
 
 def tracked(tree: Path) -> list[Path]:
-    """What belongs to the sources, relative to `tree`."""
-    done = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=tree, stdout=subprocess.PIPE, text=True, check=True
-    )
-    paths = [Path(name) for name in done.stdout.split("\0") if name]
-    return sorted(path for path in paths if os.path.lexists(tree / path))
+    """What belongs to the sources, relative to `tree`, a checkout. Raises Failed."""
+    names = git(tree, "ls-files", "-z").split("\0")
+    return sorted(Path(name) for name in names if name and os.path.lexists(tree / name))
 
 
 def committed(tree: Path) -> datetime.datetime:
-    """When the last commit was made: the date of what is not released yet."""
-    done = subprocess.run(
-        ["git", "log", "-1", "--format=%ct"],
-        cwd=tree,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return datetime.datetime.fromtimestamp(int(done.stdout), datetime.timezone.utc)
+    """When the last commit was made: the date of what is not released yet. Raises Failed."""
+    seconds = int(git(tree, "log", "-1", "--format=%ct"))
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+
+
+def git(tree: Path, *argv: str) -> str:
+    # Else it would answer for a repository around an unpacked archive.
+    if not (tree / ".git").exists():
+        raise Failed(f"found no git repository in {tree}, expected one: it tells what to pack")
+    return call("git", *argv, cwd=tree).decode()
 
 
 def pack(tree: Path, files: list[Path], today: datetime.datetime, directory: Path) -> Path:
@@ -51,16 +50,17 @@ def pack(tree: Path, files: list[Path], today: datetime.datetime, directory: Pat
         "rpm/vmsnap.spec": spec(tree, releases),
     }
     path = directory / f"vmsnap-{newest.version}.tar.gz"
-    beside = path.with_name(f".{path.name}")
     directory.mkdir(parents=True, exist_ok=True)
-    with (
-        beside.open("wb") as file,
-        gzip.GzipFile("", "wb", 9, file, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
-    ):
-        for name in sorted({*map(str, files), *made}):
-            add(archive, tree / name, f"vmsnap-{newest.version}/{name}", made.get(name), newest)
-    beside.replace(path)
+    with tempfile.TemporaryDirectory(prefix=".source-", dir=directory) as work:
+        beside = Path(work) / path.name
+        with (
+            beside.open("wb") as file,
+            gzip.GzipFile("", "wb", 9, file, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
+            for name in sorted({*map(str, files), *made}):
+                add(archive, tree / name, f"vmsnap-{newest.version}/{name}", made.get(name), newest)
+        beside.replace(path)
     return path
 
 
