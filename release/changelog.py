@@ -15,7 +15,7 @@ from pathlib import Path
 MAINTAINER = "vmsnap maintainers <maintainers@vmsnap.example>"
 HEADING = re.compile(r"^## (?P<version>\d+(?:\.\d+)+) \((?P<date>[^)]*)\)$", re.M)
 UNRELEASED = "not released yet"
-BULLET = re.compile(r"^- (.+(?:\n  .+)*)", re.M)
+BULLET = re.compile(r"^- (.+(?:\n+  .+)*)", re.M)
 VERSION = re.compile(r'^__version__ = "(.+)"$', re.M)
 
 

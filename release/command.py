@@ -11,7 +11,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-KEPT = ("HOME", "GNUPGHOME", "TMPDIR")
+# The last ones are for gpg-agent, which may ask for a passphrase.
+KEPT = ("HOME", "GNUPGHOME", "TMPDIR", "GPG_TTY", "TERM", "DISPLAY", "WAYLAND_DISPLAY")
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"}
 
 

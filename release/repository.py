@@ -44,7 +44,7 @@ def make(dist: Path, key: str, url: str = URL) -> Path:
 
     `url` is where it will be found. It changes as a whole or not at all. Raises Failed.
     """
-    signing.insist_on(key)
+    key = signing.fingerprint(key)
     debs = sorted((dist / "deb").glob("*.deb"))
     rpms = {path.name: sorted(path.glob("*.rpm")) for path in sorted((dist / "rpm").glob("*"))}
     if not debs or not rpms or not all(rpms.values()):
@@ -61,9 +61,13 @@ def make(dist: Path, key: str, url: str = URL) -> Path:
             (made / "rpm" / name / "vmsnap.repo").write_text(text, encoding="utf-8")
         (made / "vmsnap.asc").write_bytes(signing.public(key))
         (made / "vmsnap.sources").write_text(SOURCES.format(url=url.rstrip("/")), encoding="utf-8")
-        if repository.exists():
-            repository.rename(old)
-        made.rename(repository)
+        try:
+            if repository.exists():
+                repository.rename(old)
+            made.rename(repository)
+        finally:
+            if old.exists() and not repository.exists():
+                old.rename(repository)
     return repository
 
 

@@ -6,6 +6,7 @@ They have no architecture, and differ only in where the distribution's Python lo
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -13,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from release.command import call
+from release.command import Failed, call
 
 SPECS = Path(__file__).parents[1] / "rpm"
 
@@ -53,32 +54,41 @@ TARGETS = (
 
 
 def build(archive: Path, target: Target, directory: Path) -> list[Path]:
-    """Build what a distribution needs into DIRECTORY/NAME of it; return the paths."""
+    """Build what a distribution needs into DIRECTORY/NAME of it; return paths. Raises Failed."""
     into = directory / target.name
     into.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="vmsnap-rpm-") as work:
+    with tempfile.TemporaryDirectory(prefix="vmsnap-rpm-") as name:
+        work = Path(name)
+        (work / "SOURCES").mkdir()
+        sources = [archive] if target.has_sdnotify else [archive, sdnotify()]
+        for source in sources:
+            shutil.copy(source, work / "SOURCES")
         call("tar", "-xzf", archive, "-C", work, "--strip-components=1", "--wildcards", "*/rpm")
-        specs = {Path(work, "rpm/vmsnap.spec"): archive}
-        if not target.has_sdnotify:
-            specs[Path(work, "rpm/python3-sdnotify.spec")] = sdnotify()
-        for spec, source in specs.items():
-            call(
-                *("rpmbuild", "--quiet", "-bb", spec, f"--define=_topdir {work}"),
-                *(f"--define=_sourcedir {source.parent.resolve()}", *target.defines),
-                env={"HOME": work},  # nobody's ~/.rpmmacros
-            )
-        return [Path(shutil.copy(rpm, into)) for rpm in sorted(Path(work).glob("RPMS/*/*.rpm"))]
+        for spec in [work / "rpm/vmsnap.spec", work / "rpm/python3-sdnotify.spec.in"][
+            : len(sources)
+        ]:
+            topdir = f"--define=_topdir {work}"
+            home = {"HOME": name}  # nobody's ~/.rpmmacros
+            call("rpmbuild", "--quiet", "-bb", topdir, *target.defines, spec, env=home)
+        return [Path(shutil.copy(rpm, into)) for rpm in sorted(work.glob("RPMS/*/*.rpm"))]
 
 
 def sdnotify() -> Path:
-    """The source of sdnotify as PyPI has it, fetched once; pip compares its checksum."""
+    """The source of sdnotify as PyPI has it, fetched once. Raises Failed unless it is the one that
+    sources.txt names."""
     directory = SPECS.parent / "build/sources"
-    if not list(directory.glob("sdnotify-*.tar.gz")):
+    wanted = SPECS / "sources.txt"
+    version, checksum = wanted.read_text(encoding="ascii").split(" --hash=sha256:")
+    path = directory / f"{version.replace('==', '-')}.tar.gz"
+    if not path.exists():
         call(
             *(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary=:all:"),
-            *("--no-build-isolation", "--require-hashes", f"--requirement={SPECS}/sources.txt"),
-            f"--dest={directory}",
+            *("--no-build-isolation", f"--requirement={wanted}", f"--dest={directory}"),
             env=os.environ,  # pip may be told there where PyPI is
         )
-    (path,) = directory.glob("sdnotify-*.tar.gz")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != checksum.strip():
+        raise Failed(
+            f"found {path} with the checksum {found}, expected that of {wanted}; remove it"
+        )
     return path

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from release.command import Failed, call
 
-RSA = "1"  # gpg's doc/DETAILS, field 4; EL 8's rpm reads no other kind
+RSA, BITS = "1", 3072  # gpg's doc/DETAILS, field 4; every rpm reads RSA
 
 
-def insist_on(key: str) -> None:
-    """Raise Failed unless `key` names one secret key, which signs with RSA."""
+def fingerprint(key: str) -> str:
+    """Of the one secret key that `key` names. Raises Failed unless that signs with RSA."""
     hint = "expected the fingerprint of one: make repo KEY=..., see `gpg --list-secret-keys`"
     if not key:
         raise Failed(f"found no KEY, {hint}")
@@ -23,9 +23,11 @@ def insist_on(key: str) -> None:
     fields = [line.split(":") for line in listed.splitlines()]
     if sum(field[0] == "sec" for field in fields) != 1:
         raise Failed(f"found several secret keys for {key!r}, {hint}")
-    signing = [field[3] for field in fields if field[0] in {"sec", "ssb"} and "s" in field[11]]
-    if set(signing) != {RSA}:
-        raise Failed(f"found that {key!r} signs with something else than RSA, {hint}")
+    for field in fields:
+        signs = field[0] in {"sec", "ssb"} and "s" in field[11]
+        if signs and (field[3] != RSA or int(field[2]) < BITS):
+            raise Failed(f"found that {key!r} signs with less than RSA of {BITS} bits, {hint}")
+    return next(field[9] for field in fields if field[0] == "fpr")
 
 
 def public(key: str) -> bytes:

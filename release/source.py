@@ -27,7 +27,7 @@ def tracked(tree: Path) -> list[Path]:
 
 def committed(tree: Path) -> datetime.datetime:
     """When the last commit was made: the date of what is not released yet. Raises Failed."""
-    seconds = int(git(tree, "log", "-1", "--format=%ct"))
+    seconds = int(git(tree, "log", "-1", "--no-show-signature", "--format=%ct"))
     return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
 
 
@@ -75,7 +75,7 @@ def add(
         archive.addfile(member)
         return
     data = path.read_bytes() if text is None else text.encode()
-    executable = text is None and os.access(path, os.X_OK)
+    executable = text is None and path.stat().st_mode & 0o100
     member.mode, member.size = 0o755 if executable else 0o644, len(data)
     archive.addfile(member, io.BytesIO(data))
 

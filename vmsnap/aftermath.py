@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -163,3 +164,27 @@ def thaw_left(run: Path, waiter: Waiter, invocation: str | None = None) -> bool:
     if said is None:
         tell("a filesystem is still inside a freeze; it is thawed as soon as the kernel lets us")
     return said in (b"+", b"")
+
+
+def thaw_by_force(run: Path, forget: bool) -> tuple[bool, list[str]]:
+    """Thaw what the list says may be frozen, whoever's it is, and `forget` the list. Return whether
+    nothing stays frozen, and what there is to say. In a child, as above."""
+
+    def thaw(told: int) -> None:
+        words: list[str] = []
+        try:
+            good = thaw_listed(run, words.append, forget=forget)
+        except FileNotFoundError:
+            good = True
+            words.append(f"nothing to thaw: {run} holds no list of frozen filesystems")
+        except ListUnreadable as e:
+            good = False
+            words.append(str(e))
+        os.write(told, json.dumps([good, words]).encode())
+        os.close(told)  # a thread of ours may be inside the kernel for as long as it likes
+
+    said = in_child(thaw, "vmsnap-thaw", (), Waiter(()), THAW_PATIENCE)
+    if not said:
+        return False, ["a filesystem is still inside a freeze; it is thawed as soon as that ends"]
+    good, words = json.loads(said)
+    return good, words

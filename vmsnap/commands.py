@@ -206,22 +206,15 @@ def init_command(arguments: argparse.Namespace) -> int:
 
 def force_thaw(arguments: argparse.Namespace) -> int:
     from vmsnap import lock
-    from vmsnap.aftermath import conclude
+    from vmsnap.aftermath import conclude, thaw_by_force
     from vmsnap.events import Waiter
-    from vmsnap.thaw import ListUnreadable, thaw_listed
 
     told: list[str] = []
     holder = lock.holder(arguments.run)
     if holder:
         told.append(f"session {holder} is in progress; what it has frozen is thawed all the same")
-    try:
-        good = thaw_listed(arguments.run, told.append, forget=not holder)
-    except FileNotFoundError:
-        good = True
-        told.append(f"nothing to thaw: {arguments.run} holds no list of frozen filesystems")
-    except ListUnreadable as e:
-        good = False
-        told.append(str(e))
+    good, words = thaw_by_force(arguments.run, forget=not holder)
+    told += words
     if arguments.run.exists():
         with contextlib.suppress(lock.InProgress):  # its supervisors run the post-scripts
             descriptor = lock.acquire(arguments.run, "of `vmsnap thaw --force`")

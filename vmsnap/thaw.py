@@ -130,6 +130,9 @@ def thaw_listed(
     for mount, error in thaw_all(opened):
         if error == errno.EINVAL:
             tell(f"{mount}: was not frozen")
+        elif error == errno.ETIMEDOUT:
+            tell(f"{mount}: still inside a freeze; it is thawed as soon as that ends")
+            good = False
         else:
             tell(f"{mount}: {os.strerror(error) if error else 'thawed'}")
             good = good and not error
