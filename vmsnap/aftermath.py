@@ -169,22 +169,23 @@ def thaw_left(run: Path, waiter: Waiter, invocation: str | None = None) -> bool:
 def thaw_by_force(run: Path, forget: bool) -> tuple[bool, list[str]]:
     """Thaw what the list says may be frozen, whoever's it is, and `forget` the list. Return whether
     nothing stays frozen, and what there is to say. In a child, as above."""
+    nothing = True, [f"nothing to thaw: {run} holds no list of frozen filesystems"]
+    try:
+        read_list(run / FROZEN_LIST)
+    except FileNotFoundError:
+        return nothing
+    except ListUnreadable as e:
+        return False, [str(e)]
 
     def thaw(told: int) -> None:
         words: list[str] = []
-        try:
+        with contextlib.suppress(FileNotFoundError, ListUnreadable):
             good = thaw_listed(run, words.append, forget=forget)
-        except FileNotFoundError:
-            good = True
-            words.append(f"nothing to thaw: {run} holds no list of frozen filesystems")
-        except ListUnreadable as e:
-            good = False
-            words.append(str(e))
-        os.write(told, json.dumps([good, words]).encode())
+            os.write(told, json.dumps([good, words]).encode())
         os.close(told)  # a thread of ours may be inside the kernel for as long as it likes
 
     said = in_child(thaw, "vmsnap-thaw", (), Waiter(()), THAW_PATIENCE)
-    if not said:
+    if said is None:
         return False, ["a filesystem is still inside a freeze; it is thawed as soon as that ends"]
-    good, words = json.loads(said)
+    good, words = json.loads(said) if said else nothing  # forgotten meanwhile
     return good, words
