@@ -23,10 +23,9 @@ def fingerprint(key: str) -> str:
     fields = [line.split(":") for line in listed.splitlines()]
     if sum(field[0] == "sec" for field in fields) != 1:
         raise Failed(f"found several secret keys for {key!r}, {hint}")
-    for field in fields:
-        signs = field[0] in {"sec", "ssb"} and "s" in field[11]
-        if signs and (field[3] != RSA or int(field[2]) < BITS):
-            raise Failed(f"found that {key!r} signs with less than RSA of {BITS} bits, {hint}")
+    signing = [field for field in fields if field[0] in {"sec", "ssb"} and "s" in field[11]]
+    if not signing or any(field[3] != RSA or int(field[2]) < BITS for field in signing):
+        raise Failed(f"found that {key!r} signs with less than RSA of {BITS} bits, {hint}")
     return next(field[9] for field in fields if field[0] == "fpr")
 
 

@@ -99,6 +99,23 @@ def test_the_death_of_a_guard_inside_a_freeze_leaves_nothing_frozen_in_the_end(l
     assert lab.frozen == []
 
 
+def test_force_does_not_wait_for_a_freeze_that_does_not_return_and_names_it(lab: Lab) -> None:
+    made = stuck.prepare(lab)
+    session = lab.start(lab.say("taken"), only=made.only)
+    guard = stuck.wait_until_inside(session, made)
+    forced = lab.vmsnap("thaw", "--force")
+    assert forced.code == 1
+    words = "still inside a freeze; it is thawed as soon as that ends"
+    assert f"{made.child.mount}: {words}" in forced.out.decode().splitlines()
+    assert not made.other.is_frozen
+    kernel.thaw(made.parent.mount)
+    outcome = session.finish()
+    assert outcome.result["consistency"] in ("crash", "none")
+    assert wait_for_end(guard)
+    lab.wait_for_rest()
+    assert lab.frozen == []
+
+
 def test_the_end_of_such_a_freeze_leaves_the_freezes_of_others_alone(lab: Lab) -> None:
     lab.conf("[freeze]\ntimeout = 1\n")
     made = stuck.prepare(lab)

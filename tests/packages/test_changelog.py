@@ -205,6 +205,26 @@ About this one.
     assert (oldest.version, oldest.changes) == ("1.0.1", ("Old.",))
 
 
+def test_every_paragraph_of_a_point_is_kept(tmp_path: Path) -> None:
+    text = """\
+## 1.1 (2026-02-03)
+
+- One point.
+
+  Its second paragraph,
+  on two lines.
+
+  And a third.
+
+- Another.
+
+About all of them.
+"""
+    (found,) = changelog.releases(sources(tmp_path, "1.1", text), COMMITTED)
+    whole = "One point. Its second paragraph, on two lines. And a third."
+    assert found.changes == (whole, "Another.")
+
+
 def test_a_release_has_its_own_date_and_what_is_not_released_that_of_the_commit(
     tmp_path: Path,
 ) -> None:

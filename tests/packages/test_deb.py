@@ -20,6 +20,7 @@ from . import contents, elsewhere, made
 from .made import NEW, ROOT
 
 CONFIGURATION = "/etc/vmsnap/vmsnap.conf"
+NEEDRESTART = "/etc/needrestart/conf.d/vmsnap.conf"
 PRIVATE = {
     "/etc/vmsnap": 0o700,
     "/etc/vmsnap/apps.d": 0o700,
@@ -73,8 +74,8 @@ def test_every_override_of_lintian_is_needed_and_gives_a_reason(lintian: list[st
     assert lines[0].startswith("# ")
 
 
-def test_dpkg_asks_before_it_replaces_the_configuration_and_nothing_else() -> None:
-    assert control("conffiles").split() == [CONFIGURATION]
+def test_dpkg_asks_before_it_replaces_a_configuration_and_nothing_else() -> None:
+    assert sorted(control("conffiles").split()) == [NEEDRESTART, CONFIGURATION]
 
 
 def test_everything_belongs_to_root() -> None:
@@ -105,6 +106,24 @@ def test_every_unit_of_the_sources_is_where_systemd_of_this_debian_looks() -> No
         "/lib/systemd/system",
         "/usr/lib/systemd/system",
     }
+
+
+def test_needrestart_restarts_no_unit_that_freezes_and_any_other_one(tmp_path: Path) -> None:
+    """As it reads the file, and asks what was read: it is perl."""
+    path = tmp_path / "vmsnap.conf"
+    path.write_bytes(contents.of_deb(made.package())[NEEDRESTART].data)
+    ask = r"""
+        use strict; use warnings FATAL => "all";
+        our %nrconf = (override_rc => {});
+        eval do { local (@ARGV, $/) = $ARGV[0]; <> }; die $@ if $@;
+        my $asked = $nrconf{override_rc};
+        for my $unit (@ARGV[1 .. $#ARGV]) {
+            print "$unit\n" if grep { $unit =~ /$_/ && !$asked->{$_} } keys %$asked;
+        }
+    """
+    units = [unit.name for unit in (ROOT / "systemd").iterdir()]
+    done = contents.call("perl", "-e", ask, path, *units, "my-vmsnap-session.service")
+    assert sorted(done.decode().split()) == ["vmsnap-backup.service", "vmsnap-session.service"]
 
 
 def imported() -> set[str]:

@@ -34,6 +34,7 @@ ONLY_DEBIAN = {
     rf"{MODULES}/vmsnap-{re.escape(NEW)}\.dist-info(/|$)": "pybuild installs a wheel",
     rf"{DOCUMENTS}/(copyright|changelog)$": "Debian's policy; of RPM both are in the header",
     r"/usr/share/lintian/overrides/vmsnap$": "lintian is Debian's",
+    r"/etc/needrestart/conf\.d/vmsnap\.conf$": "no RPM distribution has needrestart",
 }
 ONLY_RPM = {
     r"/usr/lib/systemd/system-preset/50-vmsnap\.preset$": "Debian enables in its postinst",

@@ -15,12 +15,12 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from release import repository
+from release import repository, signing
 from release.command import Failed
 
 from . import contents, made
@@ -70,10 +70,14 @@ def test_no_secret_key_is_published(published: Path) -> None:
         assert path.is_dir() or b"PRIVATE KEY" not in path.read_bytes(), path
 
 
-def test_a_client_can_read_everything_and_nothing_lies_around(published: Path) -> None:
-    for path in published.rglob("*"):
+def readable(published: Path) -> None:
+    for path in (published, *published.rglob("*")):
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
-        assert not path.name.startswith("."), path
+
+
+def test_a_client_can_read_everything_and_nothing_lies_around(published: Path) -> None:
+    readable(published)
+    assert [path for path in published.rglob("*") if path.name.startswith(".")] == []
     assert {path.name for path in published.iterdir()} == {
         "apt",
         "rpm",
@@ -269,6 +273,60 @@ def test_what_is_published_already_is_not_signed_again(dist: Path) -> None:
     assert {name: after[name] for name in signed} == signed
 
 
+def test_making_it_again_changes_no_package(dist: Path) -> None:
+    published = repository.make(dist, made.key())
+
+    def packages() -> dict[str, tuple[bytes, int]]:
+        paths = [*published.rglob("*.deb"), *published.rglob("*.rpm")]
+        # The time as well: gpg's signatures of the same second are the same.
+        return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+    before = packages()
+    repository.make(dist, made.key())
+    assert len(before) == 3
+    assert packages() == before
+
+
+Rename = Callable[[Path, Path], Path]
+
+
+def interrupted_before(rename: Rename, path: Path, target: Path) -> Path:
+    if target.name == "repo" and path.name == "made":
+        raise KeyboardInterrupt
+    return rename(path, target)
+
+
+def interrupted_between(rename: Rename, path: Path, target: Path) -> Path:
+    renamed = rename(path, target)
+    if target.name == "old":
+        raise KeyboardInterrupt
+    return renamed
+
+
+def failing(rename: Rename, path: Path, target: Path) -> Path:
+    if path.name == "made":
+        raise OSError("no more")
+    return rename(path, target)
+
+
+@pytest.mark.parametrize("how", [interrupted_before, interrupted_between, failing])
+def test_what_was_published_survives_an_exchange_that_is_not_finished(
+    dist: Path, monkeypatch: pytest.MonkeyPatch, how: Callable[[Rename, Path, Path], Path]
+) -> None:
+    published = repository.make(dist, made.key())
+    before = everything(dist)
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, target: how(rename, path, target))
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        repository.make(dist, made.key())
+    monkeypatch.undo()
+    assert everything(dist) == before
+    assert sorted(path.name for path in dist.iterdir()) == ["deb", "repo", "rpm"]
+    put(dist, NEW)
+    repository.make(dist, made.key())
+    assert (published / "apt" / f"vmsnap_{NEW}_all.deb").exists()
+
+
 @pytest.mark.parametrize("kind", ["deb", "rpm"])
 def test_a_version_that_is_published_never_gets_other_contents(dist: Path, kind: str) -> None:
     published = repository.make(dist, made.key())
@@ -313,12 +371,15 @@ def keyring() -> Iterator[Keyring]:
 @pytest.fixture(scope="module")
 def unfit(keyring: Keyring) -> dict[str, str]:
     """Names of keys that do not do, by what is wrong with them."""
-    keyring.add("one", "rsa2048")
-    public_only = keyring.add("two", "rsa2048")
+    keyring.add("one", "rsa3072")
+    public_only = keyring.add("two", "rsa3072")
     keyring.gpg("--delete-secret-keys", public_only)
-    keyring.add("three", "rsa2048")
-    certifies = keyring.add("four", "rsa2048", "cert")
+    certifies = keyring.add("four", "rsa3072", "cert")
     keyring.gpg("--quick-add-key", certifies, "ed25519", "sign", "never")
+    mixed = keyring.add("seven", "rsa3072")
+    keyring.gpg("--quick-add-key", mixed, "ed25519", "sign", "never")
+    weak_part = keyring.add("eight", "rsa3072")
+    keyring.gpg("--quick-add-key", weak_part, "rsa2048", "sign", "never")
     return {
         "none given": "",
         "nobody's": "0" * 40,
@@ -327,7 +388,10 @@ def unfit(keyring: Keyring) -> dict[str, str]:
         "its secret is elsewhere": public_only,
         "not RSA": keyring.add("five", "ed25519"),
         "a part that is not RSA signs": certifies,
-        "signs nothing": keyring.add("six", "rsa2048", "cert"),
+        "a part that is not RSA signs as well": mixed,
+        "short": keyring.add("nine", "rsa2048"),
+        "a short part signs as well": weak_part,
+        "signs nothing": keyring.add("six", "rsa3072", "cert"),
     }
 
 
@@ -340,11 +404,12 @@ def project(dist: Path) -> Path:
     return dist.parent
 
 
-def run(project: Path, key: str, home: str) -> subprocess.CompletedProcess[str]:
+def run(project: Path, key: str, home: str, umask: int = 0o022) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-B", "-m", "release", "repo", f"--key={key}"],
         cwd=project,
         env={"PATH": os.environ["PATH"], "GNUPGHOME": home},
+        umask=umask,
         capture_output=True,
         text=True,
         check=False,
@@ -363,6 +428,78 @@ def test_a_key_that_does_not_do_is_one_clear_error_and_changes_nothing(
             done.stderr,
         ), (reason, done.stderr)
         assert everything(project / "dist") == before, reason
+
+
+def test_a_name_that_a_strangers_public_key_bears_as_well_publishes_only_ours(
+    project: Path, keyring: Keyring
+) -> None:
+    shutil.rmtree(project / "dist/repo")
+    stranger = keyring.add("not-mine", "rsa3072")
+    keyring.gpg("--delete-secret-keys", stranger)
+    ours = keyring.add("mine", "rsa3072")
+    done = run(project, "mine", keyring.home)
+    assert done.returncode == 0, done.stderr
+    asc = key_of(project / "dist/repo")
+    listed = contents.call("gpg", "--show-keys", "--with-colons", stdin=asc).decode()
+    fields = [line.split(":") for line in listed.splitlines()]
+    assert [field[9] for field in fields if field[0] == "fpr"] == [ours]
+    assert [field[0] for field in fields].count("pub") == 1
+
+
+def test_everybody_can_read_it_whatever_the_umask_of_whoever_made_it(project: Path) -> None:
+    run(project, made.key(), os.environ["GNUPGHOME"], umask=0o077)
+    readable(project / "dist/repo")  # with what was added
+    shutil.rmtree(project / "dist/repo")
+    run(project, made.key(), os.environ["GNUPGHOME"], umask=0o077)
+    readable(project / "dist/repo")
+
+
+PINENTRY = """#!/bin/sh
+# gpg-agent's stand-in for who types: pinentry's protocol, and what the agent tells of the terminal.
+echo "OK ready"
+while read -r line; do
+    echo "$line" >>{told}
+    case $line in
+    GETPIN) echo "D secret"; echo OK ;;
+    BYE) echo OK; exit ;;
+    *) echo OK ;;
+    esac
+done
+"""
+
+
+@pytest.fixture
+def locked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A GNUPGHOME whose only key has a passphrase. Someone types it in: a log of the dialogue."""
+    with tempfile.TemporaryDirectory(prefix="gpg-") as home:
+        told, pinentry = Path(home, "told"), Path(home, "pinentry")
+        pinentry.write_text(PINENTRY.format(told=told), encoding="utf-8")
+        pinentry.chmod(0o755)
+        agent = Path(home, "gpg-agent.conf")
+        agent.write_text(f"pinentry-program {pinentry}\n", encoding="utf-8")
+        monkeypatch.setenv("GNUPGHOME", home)
+        command = ["gpg", "--batch", "--quiet", "--pinentry-mode=loopback", "--passphrase=secret"]
+        command += ["--quick-generate-key", "locked", "rsa3072", "sign", "never"]
+        try:
+            subprocess.run(command, capture_output=True, check=True)
+            subprocess.run(["gpgconf", "--kill", "gpg-agent"], check=True)  # it remembers
+            yield told
+        finally:
+            subprocess.run(["gpgconf", "--kill", "gpg-agent"], check=True)
+
+
+def test_whoever_has_a_passphrase_is_asked_for_it_on_his_terminal(
+    locked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPG_TTY", "/dev/pts/4711")
+    monkeypatch.setenv("TERM", "vt100")
+    path = tmp_path / "file"
+    path.write_bytes(b"to sign")
+    signature = tmp_path / "file.asc"
+    signature.write_bytes(signing.detached(path, signing.fingerprint("locked")))
+    contents.call("gpg", "--batch", "--verify", signature, path)
+    told = locked.read_text(encoding="utf-8").splitlines()
+    assert {"OPTION ttyname=/dev/pts/4711", "OPTION ttytype=vt100", "GETPIN"} <= set(told)
 
 
 def test_no_packages_are_one_clear_error_and_change_nothing(project: Path) -> None:

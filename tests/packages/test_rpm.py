@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The RPM packages as files, for every distribution that they are made for.
+"""The RPM packages as files, for every distribution that they are made for; and their sources.
 
 What rpm does with one is in test_rpm_installed.py; the spec with a distribution's own macros, in
 test_rpm_spec.py.
@@ -7,8 +7,12 @@ test_rpm_spec.py.
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +87,7 @@ def test_it_requires_the_distributions_python_and_modules_and_nothing_else(targe
         "python3-jsonschema",
         "python3-sdnotify",
         "systemd",
+        "util-linux",  # flock, which the scriptlets call
     }
     assert contents.query(package(target), "[%{RECOMMENDS}%{CONFLICTS}%{OBSOLETES}]") == ""
 
@@ -191,6 +196,8 @@ def test_sdnotify_comes_along_where_the_distribution_has_none(target: Target) ->
         assert any("license" in name.lower() for name in names)
         requires = contents.query(other, "[%{REQUIRENAME} %{REQUIREVERSION}\n]").splitlines()
         assert f"python(abi) {PYTHONS[target.name]}" in requires
+        # Not what would say that its metadata is there as well.
+        assert contents.query(other, "[%{PROVIDES} ]") == "python3-sdnotify "
 
 
 def test_rpmlint_finds_no_error_but_the_explained_and_all_of_those() -> None:
@@ -222,3 +229,104 @@ def test_a_package_that_cannot_be_built_is_an_error_and_leaves_no_other(tmp_path
     with pytest.raises(Failed):
         rpm.build(broken, TARGETS[0], tmp_path / "rpm")
     assert list((tmp_path / "rpm").rglob("*.rpm")) == []
+
+
+def test_a_checkout_may_lie_in_a_directory_with_a_space(tmp_path: Path) -> None:
+    target = elsewhere.RPMS[0]  # one that needs sdnotify, from below the checkout
+    checkout = tmp_path / "a check out"
+    for name in ("release", "rpm", "build/sources"):
+        shutil.copytree(ROOT / name, checkout / name)
+    (checkout / "dist").mkdir()
+    archive = shutil.copy(made.archive(), checkout / "dist")
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", elsewhere.BUILD, archive, str(checkout / "dist/rpm"), "rpm"]
+        + [target.name],
+        cwd=checkout,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    built = {p.name: p.read_bytes() for p in (checkout / "dist/rpm" / target.name).iterdir()}
+    assert built == {path.name: path.read_bytes() for path in made.rpms(target)}
+
+
+# --- the source of sdnotify ---
+
+
+class Sources:
+    """Where the checksum of sdnotify's source is written down, and where it was fetched to."""
+
+    def __init__(self, checkout: Path) -> None:
+        rpm.sdnotify()
+        self.specs, self.fetched = checkout / "rpm", checkout / "build/sources"
+        shutil.copytree(rpm.SPECS, self.specs)
+        shutil.copytree(rpm.SPECS.parent / "build/sources", self.fetched)
+        (self.archive,) = self.fetched.iterdir()
+        self.genuine = self.archive.read_bytes()
+
+    def change(self, archive: Path) -> None:
+        """What is in it stays the same, so that only a checksum tells."""
+        archive.write_bytes(gzip.compress(gzip.decompress(self.genuine), 1))
+        assert archive.read_bytes() != self.genuine
+
+    def want(self, version: str, data: bytes) -> None:
+        checksum = hashlib.sha256(data).hexdigest()
+        text = f"sdnotify=={version} --hash=sha256:{checksum}\n"
+        (self.specs / "sources.txt").write_text(text, encoding="ascii")
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
+    """A copy, and no network."""
+    copied = Sources(tmp_path / "checkout")
+    monkeypatch.setattr(rpm, "SPECS", copied.specs)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    return copied
+
+
+def refused(tmp_path: Path) -> str:
+    """Why nothing is built for a distribution that needs sdnotify."""
+    with pytest.raises(Failed) as caught:
+        rpm.build(made.archive(), TARGETS[0], tmp_path / "built")
+    assert list((tmp_path / "built").rglob("*.rpm")) == []
+    return str(caught.value)
+
+
+def test_a_source_that_was_changed_after_it_was_fetched_is_refused(
+    tmp_path: Path, sources: Sources
+) -> None:
+    sources.change(sources.archive)
+    said = refused(tmp_path)
+    assert f"found {sources.archive} with the checksum " in said
+    assert said.endswith("remove it")
+
+
+def test_a_source_is_fetched_when_there_is_none_and_a_changed_one_is_not_kept(
+    tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "index"
+    index.mkdir()
+    offered = Path(shutil.move(sources.archive, index))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    sources.change(offered)
+    assert "DO NOT MATCH THE HASHES" in refused(tmp_path)
+    assert list(sources.fetched.iterdir()) == []
+    offered.write_bytes(sources.genuine)
+    assert rpm.sdnotify().read_bytes() == sources.genuine
+
+
+def test_what_was_fetched_of_another_version_than_the_wanted_is_not_taken_for_it(
+    tmp_path: Path, sources: Sources
+) -> None:
+    sources.want("0.3.1", b"of 0.3.1")
+    assert "sdnotify==0.3.1" in refused(tmp_path)
+
+
+def test_a_wanted_version_that_the_spec_does_not_have_is_not_ignored(
+    tmp_path: Path, sources: Sources
+) -> None:
+    sources.archive.rename(sources.fetched / "sdnotify-0.3.3.tar.gz")
+    sources.want("0.3.3", sources.genuine)
+    assert "sdnotify-0.3.2.tar.gz" in refused(tmp_path)  # what the spec wants to unpack

@@ -76,7 +76,9 @@ def on_fedora() -> tuple[str, contents.Entries]:
 
 
 def calls(script: str, program: str) -> list[str]:
-    found = re.findall(rf"^ *({re.escape(program)} [^|#&\n]*)", script, re.M)
+    """What it is called with, where systemd runs."""
+    booted = re.escape("[ ! -d /run/systemd/system ] || ")
+    found = re.findall(rf"^ *(?:{booted})?({re.escape(program)} [^|#&\n]*)", script, re.M)
     return [" ".join(call.split()) for call in found]
 
 
@@ -134,3 +136,16 @@ def test_both_ways_of_building_carry_the_same_files() -> None:
     _, fedoras = on_fedora()
     both = [{n: e for n, e in found.items() if "__pycache__" not in n} for found in (bare, fedoras)]
     assert both[0] == both[1]
+
+
+def test_rpmbuild_builds_the_source_archive_as_it_is(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["rpmbuild", "-tb", f"--define=_topdir {tmp_path}", str(made.archive())],
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "LANG": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (package,) = tmp_path.glob("RPMS/*/*.rpm")
+    assert contents.query(package, "%{NAME} %{VERSION}") == f"vmsnap {made.NEW}"

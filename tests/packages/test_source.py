@@ -99,6 +99,21 @@ def test_everything_belongs_to_root_can_be_read_and_is_of_the_day_of_the_release
         assert member.issym() or member.mode in {0o644, 0o755}, name
 
 
+def test_the_date_of_the_commit_is_found_also_where_git_shows_signatures(tmp_path: Path) -> None:
+    made.key()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    day = {"GIT_COMMITTER_DATE": "2026-03-04T05:06:07Z"}
+    for command in (
+        ["init", "-q"],
+        ["config", "log.showSignature", "true"],
+        ["commit", "-q", "--allow-empty", f"--gpg-sign={made.key()}", "-m", "signed"],
+    ):
+        subprocess.run([*git, *command], env={**os.environ, **day}, check=True)
+    shown = subprocess.run([*git, "log", "--format=%ct"], capture_output=True, check=True)
+    assert b"vmsnap test" in shown.stdout + shown.stderr  # whose signature it is
+    assert source.committed(tmp_path).isoformat() == "2026-03-04T05:06:07+00:00"
+
+
 def test_nothing_in_it_leaves_the_directory_that_it_is_unpacked_in() -> None:
     names = members()
     for name, member in names.items():

@@ -23,6 +23,7 @@ from tests.fs.running import Events, Fifo, Outcome
 from .container import Container
 
 UNIT = "vmsnap-session.service"
+BEGINS = "test-begins.service"
 DIRECTORY = Path("/run/vmsnap-test")
 UNIT_FAILED = "MESSAGE_ID=d9b373ed55a64feb8242e02dbe79a49c"  # sd-messages.h
 PATIENCE = 25.0  # seconds; the rescue comes after 30
@@ -145,6 +146,16 @@ class Scene:
         path = f"/etc/systemd/system/{UNIT}.d/test.conf"
         self.container.write(path, "\n".join(["[Service]", *lines, ""]))
         self.container.systemctl("daemon-reload", check=True)
+
+    def begin_when_stopped(self, unit: str, *options: str) -> None:
+        """Let a session begin when somebody stops this unit, who then waits until it holds."""
+        command = " ".join(("/usr/bin/vmsnap", "freeze", *options))
+        lines = ["[Unit]", f"PartOf={unit}", f"After={unit}", "[Service]", "Type=oneshot"]
+        lines += ["RemainAfterExit=yes", "ExecStart=true", f"ExecStop={command}", ""]
+        written = self.container.write(f"/run/systemd/system/{BEGINS}", "\n".join(lines))
+        self.container.added.callback(written.unlink)
+        self.container.systemctl("daemon-reload", check=True)
+        self.container.systemctl("start", BEGINS, check=True)
 
     def wait_for_failure(self) -> None:
         """Wait until systemd says that the unit has failed."""

@@ -22,6 +22,7 @@ INSTALLED = {
     "python3": ("/usr/bin/python3", f"python(abi) = {made.ON_DEBIAN.python}"),
     "release": ("system-release = 12",),
     "systemd": (),
+    "util-linux": (),
 }
 AVAILABLE: dict[str, tuple[str, ...]] = {"python3-distro": (), "python3-jsonschema": ()}
 # What the package `filesystem` brings, for everybody to put something into.

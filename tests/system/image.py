@@ -120,8 +120,12 @@ BOOKWORM = Recipe(
 )
 # Without Python, for packages that bring what they need.
 DEBIAN11, DEBIAN12, DEBIAN13 = (
-    Recipe(name=f"debian{number}", suite=suite, packages=SYSTEM, downloaded=OURS)
-    for number, suite in ((11, "bullseye"), (12, "bookworm"), (13, "trixie"))
+    Recipe(name=f"debian{number}", suite=suite, packages=SYSTEM, downloaded=(*OURS, *more))
+    for number, suite, more in (
+        (11, "bullseye", ()),
+        (12, "bookworm", ("needrestart",)),
+        (13, "trixie", ()),
+    )
 )
 # Without sdnotify, which comes as an RPM of ours: no distribution of RPMs has it everywhere.
 DNF = Recipe(

@@ -120,16 +120,84 @@ def test_a_session_around_a_command_is_thawed_and_does_not_claim_more(data: Scen
     assert data.events.heard == ["quiesced", "held", "resumed success crash"]
 
 
-def test_a_session_around_a_command_whose_pre_scripts_run_freezes_nothing(data: Scene) -> None:
+def test_a_session_around_a_command_whose_pre_scripts_run_goes_on(data: Scene) -> None:
+    """It has frozen nothing yet, and has opened all that it needs."""
     data.database(pre=data.stop_at("pre"))
     running = data.start("run", "--json", f"--only={DATA}", "--", "true")
     data.events.wait("quiesced")
     remove(data.container)
     data.open("pre")
     outcome = running.finish()
-    assert (outcome.result["consistency"], outcome.errors) == ("crash", ["GuardLost"])
+    assert (outcome.verdict, outcome.errors) == (("success", "application", 0), [])
     assert not data.container.frozen(DATA)
-    assert data.events.heard == ["quiesced", "resumed success crash"]
+    assert data.events.heard == ["quiesced", "resumed success application"]
+
+
+def test_a_session_that_begins_in_the_middle_of_it_ends(data: Scene) -> None:
+    data.database()
+    data.begin_when_stopped(PATH, f"--only={DATA}")
+    remove(data.container)
+    assert not data.container.pids("vmsnap")
+    assert not data.container.frozen(DATA)
+    assert data.events.heard == FAILED
+    assert last(data.container)["outcome"] == "failed"
+
+
+def test_a_held_session_ends_when_only_the_files_of_an_upgrade_are_there(data: Scene) -> None:
+    """dpkg runs no prerm then."""
+    data.database()
+    session = data.freeze(f"--only={DATA}")["session"]
+    package = f"/{debian.SERVED}/apt/vmsnap_{made.NEW}_all.deb"
+    data.container.run("dpkg", "--unpack", package, check=True, timeout=debian.PATIENCE)
+    assert data.container.frozen(DATA)
+    remove(data.container)
+    assert not data.container.pids("vmsnap")
+    assert not data.container.frozen(DATA)
+    assert data.events.heard == FAILED
+    result = last(data.container)
+    assert (result["session"], result["outcome"]) == (session, "failed")
+
+
+def test_a_held_session_does_not_end_as_taken_when_the_program_cannot_run(data: Scene) -> None:
+    data.database()
+    session = data.freeze(f"--only={DATA}")["session"]
+    data.container.run("chmod", "-x", "/usr/bin/vmsnap", check=True)
+    remove(data.container)
+    assert not data.container.frozen(DATA)
+    assert data.events.heard == FAILED
+    result = last(data.container)
+    assert (result["session"], result["outcome"]) == (session, "failed")
+
+
+def test_a_held_session_ends_even_if_services_are_not_to_be_touched(data: Scene) -> None:
+    data.database()
+    session = data.freeze(f"--only={DATA}")["session"]
+    policy = data.container.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)
+    try:
+        debian.apt(data.container, "remove", "vmsnap")
+    finally:
+        policy.unlink()
+    assert not data.container.pids("vmsnap")
+    assert not data.container.frozen(DATA)
+    assert data.events.heard == FAILED
+    result = last(data.container)
+    assert (result["session"], result["outcome"]) == (session, "failed")
+
+
+def test_a_purge_leaves_the_lock_to_the_session_that_has_it(data: Scene) -> None:
+    data.database()
+    running = data.run(f"--only={DATA}")
+    debian.apt(data.container, "purge", "vmsnap")
+    debian.install(data.container, made.NEW)
+    for words in (["freeze", f"--only={DATA}"], ["run", f"--only={DATA}", "--", "true"]):
+        assert data.vmsnap(*words).code == 75
+    data.open("release")
+    assert running.finish().subjects == [("ThawedEarly", DATA)]
+    assert data.events.heard == ["quiesced", "held", "resumed success crash"]
+    data.freeze(f"--only={DATA}")
+    assert data.container.frozen(DATA)
+    assert data.thaw().verdict == ("success", "application", 0)
+    assert not data.container.frozen(DATA)
 
 
 def test_a_removal_waits_for_the_thaw_of_the_root_filesystem(scene: Scene) -> None:

@@ -20,6 +20,7 @@ BACKUP = "vmsnap-backup.service"
 CONFIGURATION = "/etc/vmsnap/vmsnap.conf"
 EDIT = "textfile = /run/vmsnap-test/vmsnap.prom\n"  # in its last section
 DATA = "/srv/data"
+PRESETS = "/etc/systemd/system-preset/10-local.preset"
 # What is written by others: dnf's and rpm's databases and caches, and logs.
 OTHERS = ("/root/.rpmdb", "/var/lib/dnf", "/var/cache/dnf", "/var/log")
 
@@ -81,10 +82,10 @@ def forget(container: Container, before: list[str]) -> None:
     container.run("rm", "-rf", "/run/vmsnap", *new)
 
 
-def assert_gone(container: Container) -> None:
-    """Nothing of it is known or running any more."""
+def assert_gone(container: Container, lock: bool = False) -> None:
+    """Nothing of it is known or running any more; at most the `lock` of a session is left."""
     assert distribution.versions(container) == []
-    assert not container.path("/run/vmsnap").exists()
+    assert container.path("/run/vmsnap").exists() == lock
     assert container.systemctl("list-unit-files", "--no-legend", "vmsnap*").stdout == ""
     assert container.systemctl("list-units", "--all", "--no-legend", "vmsnap*").stdout == ""
     assert container.systemctl("is-system-running").stdout == "running\n"
@@ -180,7 +181,58 @@ def test_a_run_in_progress_is_thawed_and_tells_the_truth(scene: Scene, before: l
     assert outcome.subjects == [("ThawedEarly", DATA)]
     assert outcome.verdict == ("success", "crash", 0)
     assert scene.events.heard == ["quiesced", "held", "resumed success crash"]
-    assert_gone(container)
+    assert_gone(container, lock=True)
     # It came to its end, and to its result, when all else was gone.
     left = {path for path in changes(container, before) if not path.startswith("/etc/vmsnap")}
     assert left == {"/var/lib/vmsnap", "/var/lib/vmsnap/last-result.json"}
+
+
+def test_a_run_in_progress_keeps_its_lock(scene: Scene) -> None:
+    container = scene.container
+    container.add_filesystem(DATA)
+    scene.database()
+    run = scene.run(f"--only={DATA}")
+    distribution.done(container, "remove", "vmsnap")
+    distribution.done(container, "install", "vmsnap")
+    for words in (["freeze", f"--only={DATA}"], ["run", f"--only={DATA}", "--", "true"]):
+        assert scene.vmsnap(*words).code == 75
+    scene.open("release")
+    assert run.finish().subjects == [("ThawedEarly", DATA)]
+    scene.freeze(f"--only={DATA}")
+    assert container.frozen(DATA)
+    assert scene.thaw().verdict == ("success", "application", 0)
+    assert not container.frozen(DATA)
+
+
+def test_a_session_that_begins_in_the_middle_of_it_ends(scene: Scene) -> None:
+    container = scene.container
+    container.add_filesystem(DATA)
+    scene.database()
+    scene.begin_when_stopped(PATH, f"--only={DATA}")
+    distribution.done(container, "remove", "vmsnap")
+    assert not container.frozen(DATA)
+    assert scene.events.heard == ["quiesced", "resumed failed none"]
+    assert_gone(container)
+
+
+def test_a_session_does_not_end_as_taken_when_the_program_cannot_run(scene: Scene) -> None:
+    container = scene.container
+    container.add_filesystem(DATA)
+    scene.database()
+    scene.freeze(f"--only={DATA}")
+    container.run("chmod", "-x", "/usr/bin/vmsnap", check=True)
+    distribution.done(container, "remove", "vmsnap")
+    assert not container.frozen(DATA)
+    assert scene.events.heard == ["quiesced", "resumed failed none"]
+    assert_gone(container)
+
+
+def test_what_a_preset_of_the_administrator_disables_is_not_started(
+    machine: Container, before: list[str]
+) -> None:
+    forget(machine, before)
+    machine.write(PRESETS, "disable vmsnap-*\n", 0o644)
+    distribution.done(machine, "install", "vmsnap")
+    for unit in (CHECK, PATH, TIMER):
+        assert distribution.state(machine, unit) == ("disabled", "inactive"), unit
+    assert machine.run("vmsnap", "check").returncode == 0
