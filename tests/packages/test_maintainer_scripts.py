@@ -172,7 +172,11 @@ def test_removing_first_ends_the_session_then_stops_everything_then_thaws_by_for
 def test_what_began_meanwhile_or_is_removed_without_a_prerm_is_ended_when_the_files_are_gone(
     machine: Machine,
 ) -> None:
-    assert machine.run("postrm", "remove") == [*INTERRUPT, "systemctl reset-failed vmsnap-*"]
+    assert machine.run("postrm", "remove") == [
+        *INTERRUPT,
+        "systemctl stop vmsnap-backup.timer vmsnap-check.path vmsnap-check.service",
+        "systemctl reset-failed vmsnap-*",
+    ]
 
 
 @pytest.mark.parametrize("script", ["prerm", "postrm"])
