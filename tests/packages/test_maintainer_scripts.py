@@ -174,7 +174,8 @@ def test_what_began_meanwhile_or_is_removed_without_a_prerm_is_ended_when_the_fi
 ) -> None:
     assert machine.run("postrm", "remove") == [
         *INTERRUPT,
-        "systemctl stop vmsnap-backup.timer vmsnap-check.path vmsnap-check.service",
+        "systemctl stop vmsnap-backup.timer vmsnap-check.path vmsnap-recheck.service",
+        "systemctl stop vmsnap-check.service",
         "systemctl reset-failed vmsnap-*",
     ]
 
