@@ -11,8 +11,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-# The last ones are for gpg-agent, which may ask for a passphrase.
-KEPT = ("HOME", "GNUPGHOME", "TMPDIR", "GPG_TTY", "TERM", "DISPLAY", "WAYLAND_DISPLAY")
+# For gpg-agent, which may ask for a passphrase, and for git, which asks whose the checkout is.
+KEPT = ("HOME", "GNUPGHOME", "TMPDIR", "GPG_TTY", "TERM", "DISPLAY", "WAYLAND_DISPLAY", "SUDO_UID")
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"}
 
 

@@ -184,8 +184,16 @@ def thaw_by_force(run: Path, forget: bool) -> tuple[bool, list[str]]:
             os.write(told, json.dumps([good, words]).encode())
         os.close(told)  # a thread of ours may be inside the kernel for as long as it likes
 
-    said = in_child(thaw, "vmsnap-thaw", (), Waiter(()), THAW_PATIENCE)
+    try:
+        said = in_child(thaw, "vmsnap-thaw", (), Waiter(()), THAW_PATIENCE)
+    except OSError:  # no more processes, which is when things get killed
+        said = b""
     if said is None:
         return False, ["a filesystem is still inside a freeze; it is thawed as soon as that ends"]
-    good, words = json.loads(said) if said else nothing  # forgotten meanwhile
-    return good, words
+    if said:
+        good, words = json.loads(said)
+        return good, words
+    words = []  # the child was killed: better to hang than to leave something frozen
+    with contextlib.suppress(FileNotFoundError):
+        return thaw_listed(run, words.append, forget=forget), words
+    return nothing
