@@ -177,11 +177,21 @@ def has_ended(guard: int, patience: float | None) -> bool:
     except ProcessLookupError:
         return True
     try:
-        if Path(f"/proc/{guard}/comm").read_bytes() != b"vmsnap-guard\n":
-            return True  # dead, and perhaps another process has its number
+        if not decides(guard):
+            return True
         os.kill(guard, signal.SIGCONT)
-        return bool(select.select([process], [], [], patience)[0])
-    except (FileNotFoundError, ProcessLookupError):
+        return bool(select.select([process], [], [], patience)[0]) or not decides(guard)
+    except ProcessLookupError:
         return True
     finally:
         os.close(process)
+
+
+def decides(guard: int) -> bool:
+    """Whether this process is a guard that may yet thaw. One that was killed inside a FIFREEZE is
+    not, though its process lasts as long as the call: its main thread is dead (proc(5), stat)."""
+    try:
+        stat = Path(f"/proc/{guard}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return b" (vmsnap-guard) " in stat and b") Z " not in stat
