@@ -4,7 +4,7 @@ VENV   := build/venv
 RUN    := $(VENV)/bin/python -B
 
 # What vmsnap imports; what tests, demo and bench run; what makes packages and repositories.
-PACKAGES := python3-distro python3-sdnotify python3-jsonschema \
+PACKAGES := python3-distro python3-sdnotify python3-jsonschema python3-yaml \
 	python3-venv e2fsprogs xfsprogs btrfs-progs dosfstools util-linux mount procps \
 	qemu-guest-agent shellcheck mmdebstrap systemd-container \
 	zsh fish man-db groff-base bash-completion \
@@ -44,13 +44,15 @@ test: setup ## run every test (root); builds the container's image first, once
 	$(RUN) -m tests.system.image
 	$(RUN) -m pytest
 
-lint: setup ## format, lint, types, Python 3.9, shell scripts
+lint: setup ## format, lint, types, Python 3.9 (3.6 for cloud-init), shell scripts
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/vermin -q --no-tips --violations -t=3.9- vmsnap bin/vmsnap
+	$(VENV)/bin/vermin -q --no-tips --violations -t=3.6- cloud-init/cc_vmsnap.py
 	shellcheck .ci/run completions/vmsnap.bash debian/vmsnap.p* debian/tests/freeze-loop \
-	    examples/*/pre examples/*/post examples/snapshot/*
+	    examples/*/pre examples/*/post examples/snapshot/* cloud-init/cloud-init-hook \
+	    cloud-init/50-vmsnap
 
 format: setup ## rewrite the sources as the formatter wants them
 	$(VENV)/bin/ruff format .
@@ -95,6 +97,12 @@ install-data:
 	    $(addprefix $(DESTDIR)/etc/vmsnap/,apps.d scripts vmsnap.conf.d)
 	install -m 600 etc/vmsnap.conf $(DESTDIR)/etc/vmsnap/vmsnap.conf
 	install -D -m 644 vmsnap/app.schema.json $(DATA)/vmsnap/app.schema.json
+	umask 022 && $(PYTHON) -B -m vmsnap.document > $(DATA)/vmsnap/provision.schema.json
+	install -D -m 644 cloud-init/cc_vmsnap.py $(DATA)/vmsnap/cloud-init/cc_vmsnap.py
+	install -D cloud-init/cloud-init-hook $(DESTDIR)/usr/libexec/vmsnap/cloud-init-hook
+	install -D -m 644 cloud-init/vmsnap-cloud-init.conf \
+	    $(DESTDIR)/usr/lib/tmpfiles.d/vmsnap-cloud-init.conf
+	install -D cloud-init/50-vmsnap $(DESTDIR)/etc/cloud/clean.d/50-vmsnap
 	install -d $(DESTDIR)/usr/lib/systemd/catalog
 	umask 022 && $(PYTHON) -B -m vmsnap.catalog en > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.catalog
 	umask 022 && $(PYTHON) -B -m vmsnap.catalog es > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.es.catalog

@@ -20,7 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=["vmsnap"],
-    package_data={"vmsnap": ["app.schema.json", "py.typed"]},
+    package_data={"vmsnap": ["*.schema.json", "py.typed"]},
     scripts=["bin/vmsnap"],
     python_requires=">=3.9",
     install_requires=["distro", "sdnotify", "jsonschema"],

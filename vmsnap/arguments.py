@@ -19,6 +19,7 @@ DESCRIPTION = "Application-consistent snapshots of this virtual machine, from in
 EXAMPLES = """\
 examples:
   vmsnap init postgresql              write a config and script skeletons to edit
+  vmsnap provision --file FILE        write the configuration from one document (cloud-init)
   vmsnap check                        is everything right? (changes nothing)
   vmsnap plan                         which filesystems would be frozen, and why not the others
   vmsnap run -- ./take-snapshot       quiesce, freeze, run the command, thaw, resume
@@ -60,6 +61,16 @@ examples:
 PLOT_EXAMPLES = """\
 examples:
   vmsnap plot 3f2a > session.svg
+"""
+PROVISION_EXAMPLES = """\
+examples:
+  vmsnap provision --dry-run --file provision.yaml    is it right? (changes nothing)
+  vmsnap provision --file /etc/vmsnap/provision.yaml
+  vmsnap provision - < provision.json
+
+The document is what stands under `vmsnap:` in cloud-init's user-data: vmsnap-provision(5). All of
+it is put into effect or, if anything in it is wrong, nothing. What it does not mention is left as
+it is.
 """
 RUN_EXAMPLES = """\
 examples:
@@ -187,6 +198,22 @@ def parser() -> argparse.ArgumentParser:
         epilog="examples:\n  vmsnap init postgresql\n",
     )
     init.add_argument("name", metavar="NAME", help="a plain word: postgresql")
+    provision = command(
+        "provision",
+        "write the configuration that one document describes, as cloud-init does",
+        epilog=PROVISION_EXAMPLES,
+        usage="vmsnap provision [options] (- | --file FILE)",
+    )
+    document = provision.add_mutually_exclusive_group(required=True)
+    document.add_argument(
+        "stdin", nargs="?", choices=["-"], metavar="-", help="read the document, JSON, from stdin"
+    )
+    document.add_argument(
+        "--file", type=Path, metavar="FILE", help="read it from FILE: YAML, or JSON if named *.json"
+    )
+    provision.add_argument(
+        "--dry-run", action="store_true", help="say what would be written (needs no root)"
+    )
     command("status", "show the session in progress, or how the last one went")
     past = command("history", "show past sessions, newest first", epilog=HISTORY_EXAMPLES)
     past.add_argument("--since", default="", metavar="TIME", help="as journalctl takes it")

@@ -38,6 +38,7 @@ OUTSIDE = (
     Kind.INCORRECT_SETTINGS,
     Kind.INCORRECT_PLUGINHOST_FILE,
     Kind.INCORRECT_JSON_CONFIG_FILE,
+    Kind.PROVISIONING_FAILED,
     Kind.MOUNT_OPEN_FAILED,
     *(kind for kinds in SCRIPT.values() for kind in (kinds.not_found, kinds.untrusted)),
 )
@@ -117,6 +118,13 @@ If it failed, its errors say what to do: `journalctl -p err VMSNAP_SESSION=@VMSN
 
 The field VMSNAP_RESULT of this record holds the whole result as JSON. `vmsnap history` lists past
 sessions, and `vmsnap plot @VMSNAP_SESSION@` draws this one.""",
+    ),
+    Event.PROVISIONED: (
+        "The configuration was written from a document",
+        """`vmsnap provision` has put a document into effect, as cloud-init does when a machine
+is created. The message says how many files it wrote and how many were there already.
+
+There is nothing to do. `vmsnap check` says whether the configuration is in order.""",
     ),
     Event.NOTE: (
         "Something that vmsnap noticed",

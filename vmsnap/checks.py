@@ -161,8 +161,8 @@ def inspect_app(
         found.error(
             kind,
             str(path),
-            f"{path}: found the app name {app.name!r}, expected a plain word "
-            "of letters, digits, '.', '_' and '-'; set appName or rename the file",
+            f"{path}: found the app name {app.name!r}, expected {config.PLAIN_WORD}; "
+            "set appName or rename the file",
         )
         return
     if app.name in {other.name for other in found.apps}:

@@ -188,13 +188,11 @@ def session_command(arguments: argparse.Namespace) -> int:
 
 def init_command(arguments: argparse.Namespace) -> int:
     from vmsnap.checks import APP_NAME
+    from vmsnap.config import PLAIN_WORD
     from vmsnap.provision import init
 
     if not APP_NAME.fullmatch(arguments.name):
-        arguments.parser.error(
-            f"found the name {arguments.name!r}, expected a plain word of letters, digits, "
-            "'.', '_' and '-'"
-        )
+        arguments.parser.error(f"found the name {arguments.name!r}, expected {PLAIN_WORD}")
     written = init(arguments.etc, arguments.name)
     if arguments.json:
         print_json({key: str(path) for key, path in written.__dict__.items()})
@@ -202,6 +200,42 @@ def init_command(arguments: argparse.Namespace) -> int:
     print(f"wrote {written.config}\nwrote {written.pre}\nwrote {written.post}")
     print("Next: write the two scripts, then run `vmsnap check`.")
     return OK
+
+
+def provision_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import provisioned
+    from vmsnap.document import load
+    from vmsnap.provision import provision
+    from vmsnap.trusted import read_text, text_of
+
+    source = arguments.stdin or os.path.abspath(arguments.file)  # noqa: PTH100 - keeps ".."
+
+    def document() -> object:
+        if arguments.stdin:
+            return load(text_of(sys.stdin.buffer, "stdin"), yaml=False)
+        if arguments.dry_run:  # by anybody, of anybody's file
+            with open(source, "rb") as file:
+                text = text_of(file, source)
+        else:
+            text = read_text(source, forbidden=0o022)
+        return load(text, yaml=not source.endswith(".json"))
+
+    outcome = provision(source, document, arguments.etc, arguments.dry_run)
+    if not arguments.dry_run:
+        provisioned.tell(outcome)
+    with whoever_reads():
+        if arguments.json:
+            print_json(outcome.to_json())
+        elif not outcome.ok and not is_journal(2):
+            for mistake in outcome.problems:
+                complain(f"vmsnap provision: {mistake}")
+        elif outcome.ok:
+            would = "would write" if arguments.dry_run else "wrote"
+            lines = [f"{would} {path}" for path in outcome.written]
+            print("\n".join([*lines, *(f"unchanged: {path}" for path in outcome.unchanged)]))
+    if not arguments.dry_run:
+        provisioned.record(outcome, arguments.state)
+    return OK if outcome.ok else FAILED
 
 
 def force_thaw(arguments: argparse.Namespace) -> int:
@@ -238,6 +272,7 @@ COMMANDS = {
     "check": queries.check_command,
     "plan": queries.plan_command,
     "init": init_command,
+    "provision": provision_command,
     "status": queries.status_command,
     "history": queries.history_command,
     "plot": queries.plot_command,

@@ -19,6 +19,7 @@ from typing import Any
 from vmsnap.consistency import Level
 from vmsnap.trusted import encodable
 
+PLAIN_WORD = "a plain word of letters, digits, '.', '_' and '-'"
 LONGEST_SCRIPT = 1800.0  # seconds; Azure's framework allows no more
 
 
@@ -110,6 +111,15 @@ def script_of(document: dict[str, Any], phase: str, budget: float) -> Script | N
 
 
 def load_json(text: str, path: str) -> dict[str, Any]:
+    document = parse_json(text, path)
+    if not isinstance(document, dict):
+        raise Incorrect(f"{path}: found {shown(document)}, expected a JSON object")
+    return document
+
+
+def parse_json(text: str, path: str) -> Any:
+    """As the standard has it (RFC 8259), and no key twice. Raises Incorrect."""
+
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
         for key, value in pairs:
@@ -122,16 +132,13 @@ def load_json(text: str, path: str) -> dict[str, Any]:
         raise Incorrect(f"{path}: found {word}, which is not JSON")
 
     try:
-        document = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+        return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
     except json.JSONDecodeError as e:
         raise Incorrect(
             f"{path}:{e.lineno}: found malformed JSON in column {e.colno}: {e.msg}"
         ) from None
     except (RecursionError, ValueError) as e:  # too deep; a number of thousands of digits
         raise Incorrect(f"{path}: found JSON that cannot be read: {e}") from None
-    if not isinstance(document, dict):
-        raise Incorrect(f"{path}: found {shown(document)}, expected a JSON object")
-    return document
 
 
 def schema() -> dict[str, Any]:
@@ -147,6 +154,16 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "string": lambda value: isinstance(value, str),
     "boolean": lambda value: isinstance(value, bool),
     "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+}
+
+
+TYPE_WORDS = {
+    "object": "an object",
+    "array": "a list",
+    "string": "a string",
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
 }
 
 
@@ -193,22 +210,19 @@ def validate(document: dict[str, Any], path: str) -> None:
 
 
 def expectation(error: Any) -> str:
+    """What a rule of the schema expects, in words that say nothing of what was found."""
     value = error.validator_value
     if error.validator == "type":
-        return {"array": "a list", "object": "an object", "integer": "a whole number"}.get(
-            value, {"boolean": "true or false", "string": "a string"}.get(value, str(value))
+        return " or ".join(
+            TYPE_WORDS[word] for word in ([value] if isinstance(value, str) else value)
         )
     if error.validator == "const":
         return json.dumps(value)
     if error.validator == "minimum":
         return f"at least {value}"
-    if error.validator == "pattern":
-        if "Location" in str(error.path[0]):
-            return "an absolute path, or nothing"
-        if error.path[0] == "appName":
-            return "a plain word of letters, digits, '.', '_' and '-'"
-        return "no NUL character"
-    return str(error.message)
+    if "Location" in str(error.path[-1]):
+        return "an absolute path, or nothing"
+    return PLAIN_WORD if error.path[-1] == "appName" else "no NUL character"
 
 
 def shown(value: object) -> str:

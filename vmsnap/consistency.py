@@ -50,6 +50,7 @@ AT_MOST = {
     Kind.SESSION_IN_PROGRESS: Level.NONE,
     Kind.NO_SESSION: Level.NONE,
     Kind.INCORRECT_SETTINGS: Level.NONE,
+    Kind.PROVISIONING_FAILED: Level.FILESYSTEM,  # no part of any session
 }
 
 

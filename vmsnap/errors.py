@@ -109,6 +109,14 @@ class Kind(Enum):
         "Correct the file and key named; `vmsnap check` says whether it is right",
         "437947d3d6694995a27fda62bc0d08b6",
     )
+    PROVISIONING_FAILED = (
+        "ProvisioningFailed",
+        143,
+        "The document that was to configure vmsnap could not be put into effect",
+        "Correct it where the message says and run `vmsnap provision --file FILE` with it. If the "
+        "configuration has been mended by hand, remove provision.json from the state directory",
+        "4df18e0e62354cbf98f3c3206f1c6e16",
+    )
     PRE_SCRIPT_EXECUTION_FAILED = (
         "Pre-ScriptExecutionFailed",
         300,

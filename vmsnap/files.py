@@ -6,39 +6,82 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from errno import EISDIR
 from pathlib import Path
 
 from vmsnap.mountinfo import mount_id
 
 
+@dataclass(frozen=True)
+class File:
+    """A file to be written, and its permission bits."""
+
+    path: Path
+    data: bytes
+    mode: int
+
+
 def write_atomically(path: Path, data: bytes, mode: int) -> None:
     """Write beside, fsync, rename, fsync the directory. After an OSError nothing is left behind."""
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    write_all([File(path, data, mode)])
+
+
+def write_all(files: Sequence[File]) -> None:
+    """Write all of them or, after an OSError, none: no name changes before all content is on the
+    disk. Each is written atomically."""
+    staged: list[Path] = []
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-        with open(fd, "wb") as file:
-            os.fchmod(fd, mode)  # whatever the umask
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        temporary.rename(path)
+        for file in files:
+            if (
+                file.path.is_dir() and not file.path.is_symlink()
+            ):  # where a rename would fail, when others have succeeded
+                raise IsADirectoryError(EISDIR, os.strerror(EISDIR), os.fspath(file.path))
+            staged.append(file.path.with_name(f".{file.path.name}.{os.urandom(4).hex()}"))
+            stage(staged[-1], file)
+        for temporary, file in zip(staged, files):
+            temporary.rename(file.path)
     except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        for temporary in staged:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    for directory in {file.path.parent for file in files}:
+        sync(directory)
+
+
+def stage(temporary: Path, file: File) -> None:
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, file.mode)
+    with open(fd, "wb") as opened:
+        os.fchmod(fd, file.mode)  # whatever the umask
+        opened.write(file.data)
+        opened.flush()
+        os.fsync(fd)
+
+
+def sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(directory)
+        os.fsync(fd)
     finally:
-        os.close(directory)
+        os.close(fd)
 
 
 def make_private(path: Path) -> None:
     """Make a directory and those of its parents that are missing, for root alone."""
-    if not path.parent.exists():
-        make_private(path.parent)
+    make_directories(path, 0o700)
+
+
+def make_directories(path: Path, mode: int) -> list[Path]:
+    """Make a directory and those of its parents that are missing; return what was made, the
+    innermost last."""
+    if path.exists():
+        return []
+    made = make_directories(path.parent, mode)
     path.mkdir()
-    path.chmod(0o700)
+    path.chmod(mode)  # whatever the umask
+    return [*made, path]
 
 
 def remove_tree(path: Path) -> None:

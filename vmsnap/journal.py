@@ -50,6 +50,7 @@ class Event(Enum):
     FROZEN = "186743e2281841fa896fcc414bb68dfa"
     THAWED = "2f04aa617de1427c8b18f16c68f29e86"
     ENDED = "3d5304e8279e4bc69c3d469c8147cfc1"
+    PROVISIONED = "4ffc4099d556475cabf3020f56552798"
     NOTE = "35abde914f2541c5a5d95fbcc174acfa"
     DROPPED = "dcd1d00909454c8fbbd129f4e06b779a"
 

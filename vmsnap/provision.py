@@ -3,13 +3,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmsnap import checks
+from vmsnap.document import Mistake, Mistaken, read
 from vmsnap.errors import Impossible
-from vmsnap.files import make_private, write_atomically
+from vmsnap.files import File, make_directories, write_all
+from vmsnap.process import output_of
+from vmsnap.provisioned import Outcome
+from vmsnap.trusted import Unreadable, Untrusted
+
+TIMER = "vmsnap-backup.timer"
 
 PRE = """\
 #!/bin/sh
@@ -33,6 +43,10 @@ exit 1
 
 class Exists(Impossible):
     """A file that would be written is there already."""
+
+
+class TimerRefused(Impossible):
+    """systemd did not do what was asked of it."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +79,104 @@ def init(etc: Path, name: str) -> Written:
         "continueBackupOnFailure": True,
         "fsFreezeEnabled": True,
     }
-    contents = [
-        (written.pre, PRE.format(name=name), 0o700),
-        (written.post, POST.format(name=name), 0o700),
-        # The config last: an app exists from then on.
-        (written.config, json.dumps(document, indent=4) + "\n", 0o600),
+    files = [
+        File(written.pre, PRE.format(name=name).encode(), 0o700),
+        File(written.post, POST.format(name=name).encode(), 0o700),
+        File(written.config, (json.dumps(document, indent=4) + "\n").encode(), 0o600),
     ]
     try:
-        for path, text, mode in contents:
-            if not path.parent.exists():
-                make_private(path.parent)
-            write_atomically(path, text.encode(), mode)
+        write(files)
     except OSError:
-        for path, _, _ in contents:
-            path.unlink(missing_ok=True)
+        for file in files:
+            file.path.unlink(missing_ok=True)
         raise
     return written
+
+
+def provision(source: str, load: Callable[[], object], etc: Path, dry_run: bool = False) -> Outcome:
+    """Put the document that is loaded from `source` into effect below `etc`, all of it or nothing.
+    Whatever goes wrong is in the outcome."""
+    try:
+        document = read(load(), etc)
+        there = [file for file in document.files if is_there(file)]
+        missing = [file for file in document.files if file not in there]
+        if not dry_run:
+            write(missing)
+            make_root_only(etc / "vmsnap")
+            set_timer(document.timer, any(TIMER in str(file.path) for file in missing))
+        return Outcome(
+            source,
+            problems=() if dry_run else tuple(disorder(etc)),
+            written=tuple(str(file.path) for file in missing),
+            unchanged=tuple(str(file.path) for file in there),
+        )
+    except Mistaken as e:
+        return Outcome(source, problems=e.mistakes)
+    except (Untrusted, Unreadable, TimerRefused) as e:
+        reason = str(e)
+    except OSError as e:
+        reason = f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror)
+    return Outcome(source, problems=(Mistake("", reason),))
+
+
+def disorder(etc: Path) -> Iterator[Mistake]:
+    """What is wrong all the same, in words that say nothing of what the files hold."""
+    for problem in checks.inspect(etc).errors:
+        yield Mistake("", f"{problem.path}: {problem.kind.label}; `vmsnap check` says more")
+
+
+def make_root_only(directory: Path) -> None:
+    """cloud-init makes it for a provision.yaml, before the package does, and for all to read."""
+    if directory.exists():
+        directory.chmod(0o700)
+
+
+def write(files: list[File]) -> None:
+    """In this order, the configs after their scripts: an app exists from then on."""
+    made: list[Path] = []
+    try:
+        for file in files:
+            made += make_directories(file.path.parent, 0o755 if file.mode & 0o004 else 0o700)
+        write_all(files)
+    except OSError:
+        for directory in reversed(made):
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+        raise
+
+
+def is_there(file: File) -> bool:
+    try:
+        fd = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    with open(fd, "rb") as opened:
+        status = os.fstat(fd)
+        return (
+            stat.S_ISREG(status.st_mode)
+            and (stat.S_IMODE(status.st_mode), status.st_uid) == (file.mode, 0)
+            and opened.read() == file.data
+        )
+
+
+def set_timer(calendar: str | None, changed: bool) -> None:
+    """Never waiting for a job: systemd may be waiting for whoever called us (cloud-init)."""
+    if calendar is None:
+        return
+    booted = Path("/run/systemd/system").exists()  # sd_booted(3)
+    if not calendar:
+        systemctl("disable", TIMER)
+        if booted:
+            systemctl("stop", "--no-block", TIMER)
+        return
+    systemctl("enable", TIMER)
+    if booted:
+        if changed:
+            systemctl("daemon-reload")
+        systemctl("restart" if changed else "start", "--no-block", TIMER)
+
+
+def systemctl(*words: str) -> None:
+    code, _, error = output_of(["systemctl", "--quiet", *words])
+    if code:
+        raise TimerRefused(f"systemctl {' '.join(words)}: {error.strip()}")

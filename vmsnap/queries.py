@@ -14,7 +14,7 @@ IN_ORDER = "everything is in order"
 
 
 def check_command(arguments: argparse.Namespace) -> int:
-    from vmsnap import checks, host, report
+    from vmsnap import checks, host, provisioned, report
     from vmsnap.journal import tell_problems
     from vmsnap.notify import Manager
     from vmsnap.storage import make_plan
@@ -29,6 +29,10 @@ def check_command(arguments: argparse.Namespace) -> int:
     if all(app.freeze for app in found.apps):
         checks.inspect_filesystems(found, plan, arguments.run)
     checks.inspect_remains(found, arguments.run)
+    provisioning = provisioned.recorded(arguments.state)
+    if provisioning and not provisioning.ok:
+        words = provisioned.in_words(provisioning)
+        found.problems.append(provisioned.problem(provisioning, words))
     ok = not found.errors
     if arguments.json:
         print_json({"ok": ok, "problems": [problem.to_json() for problem in found.problems]})
@@ -69,16 +73,19 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
 
 def status_command(arguments: argparse.Namespace) -> int:
-    from vmsnap import caller, lock, progress, report
+    from vmsnap import caller, lock, progress, provisioned, report
     from vmsnap.thaw import FROZEN_LIST
 
     holder = lock.holder(arguments.run)
     now = progress.read(arguments.run)
     paint = report.Paint(colourful(sys.stdout))
     last = caller.last_result(arguments.run, arguments.state)
+    provisioning = provisioned.recorded(arguments.state)
+    failed = provisioning if provisioning and not provisioning.ok else None
     if arguments.json:
         print_json(
             {
+                "provisioning": provisioning.to_json() if provisioning else None,
                 "in_progress": now.to_json() if now and holder else None,
                 "lost": now.to_json() if now and not holder else None,
                 "last": last.to_json() if last else None,
@@ -94,7 +101,9 @@ def status_command(arguments: argparse.Namespace) -> int:
         print(f"{report.summary(last, paint)}\n\n{report.timeline(last)}")
     else:
         print("No session yet.")
-    return OK if holder or not (now or (last and not last.ok)) else FAILED
+    if failed and not arguments.json:
+        print(paint(provisioned.in_words(failed), "failed"))
+    return OK if not failed and (holder or not (now or (last and not last.ok))) else FAILED
 
 
 def history_command(arguments: argparse.Namespace) -> int:

@@ -86,6 +86,11 @@ KINDS = {
         "Los ajustes del propio vmsnap no se pueden usar, así que no comienza ninguna sesión",
         "Corrija el archivo y la clave indicados; `vmsnap check` dice si ya es correcto",
     ),
+    Kind.PROVISIONING_FAILED: (
+        "El documento que debía configurar vmsnap no se pudo poner en práctica",
+        "Corríjalo donde indica el mensaje y ejecute con él `vmsnap provision --file FILE`. Si "
+        "la configuración ya se corrigió a mano, elimine provision.json del directorio de estado",
+    ),
     Kind.PRE_SCRIPT_EXECUTION_FAILED: (
         "El pre-script falló, también en todos los reintentos configurados",
         READ_OUTPUT,
@@ -207,6 +212,13 @@ Si falló, sus errores dicen qué hacer: `journalctl -p err VMSNAP_SESSION=@VMSN
 
 El campo VMSNAP_RESULT de este registro contiene el resultado completo en JSON. `vmsnap history`
 muestra las sesiones pasadas, y `vmsnap plot @VMSNAP_SESSION@` dibuja esta.""",
+    ),
+    Event.PROVISIONED: (
+        "La configuración se escribió a partir de un documento",
+        """`vmsnap provision` ha puesto en práctica un documento, como hace cloud-init al crear una
+máquina. El mensaje dice cuántos archivos escribió y cuántos estaban ya.
+
+No hay nada que hacer. `vmsnap check` dice si la configuración está en orden.""",
     ),
     Event.NOTE: (
         "Algo que vmsnap ha advertido",

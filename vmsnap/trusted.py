@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 MAX_BYTES = 1 << 20
 MAX_SYMLINKS = 40  # as the kernel: path_resolution(7)
@@ -137,11 +138,15 @@ def kind_of(mode: int) -> str:
 
 
 def read_text(path: str | Path, forbidden: int = 0o7177) -> str:
-    """Read a trusted text file of at most 1 MiB. Raises as open_trusted, and Unreadable for content
-    that is not UTF-8 text."""
+    """Read a trusted text file of at most 1 MiB. Raises as open_trusted and text_of."""
     fd = open_trusted(path, forbidden)
     with open(fd, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
+        return text_of(file, path)
+
+
+def text_of(file: BinaryIO, path: str | Path) -> str:
+    """Raises Unreadable for more than 1 MiB and for what is not UTF-8 text."""
+    data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise Unreadable(f"{path}: found more than {MAX_BYTES} bytes, expected at most 1 MiB")
     for mark, encoding in ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):

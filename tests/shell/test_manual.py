@@ -29,7 +29,13 @@ def man(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_there_are_the_pages_that_the_units_and_the_catalogue_name() -> None:
     names = [page.name for page in PAGES]
-    assert names == ["vmsnap-app.5", "vmsnap-session.service.8", "vmsnap.1", "vmsnap.conf.5"]
+    assert names == [
+        "vmsnap-app.5",
+        "vmsnap-provision.5",
+        "vmsnap-session.service.8",
+        "vmsnap.1",
+        "vmsnap.conf.5",
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -135,7 +135,8 @@ def test_nobody_but_the_command_line_prints(name: str) -> None:
 def test_only_the_libraries_that_the_packages_depend_on_are_imported(name: str) -> None:
     roots = {word.split(".", maxsplit=1)[0] for word in imports(name)}
     foreign = {root for root in roots if not is_standard(root)}
-    assert foreign <= {"vmsnap", "distro", "sdnotify", "jsonschema"}
+    allowed = {"vmsnap", "distro", "sdnotify", "jsonschema"}
+    assert foreign <= (allowed | {"yaml"} if name == "document" else allowed)  # cloud-init has it
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -44,6 +44,8 @@ TABLE = {
     "SessionInProgress": "none",
     "IncorrectSettings": "none",
     "NoSession": "none",
+    # no part of a session
+    "ProvisioningFailed": "filesystem",
 }
 # Freezing is disabled by an app only, so a session without apps freezes.
 CONFIGURATIONS = [(True, True), (True, False), (False, True)]

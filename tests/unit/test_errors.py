@@ -31,8 +31,14 @@ DESIGNED = {
     "Pre-ScriptTimeout": 308,
     "Post-ScriptTimeout": 309,
 }
-# The design has no error for these: a killed engine, our own settings, nothing to thaw.
-OURS = {"EngineLost": 129, "IncorrectSettings": 141, "NoSession": 142}
+# The design has no error for these: a killed engine, our own settings, nothing to thaw, a document
+# that cannot be put into effect.
+OURS = {
+    "EngineLost": 129,
+    "IncorrectSettings": 141,
+    "NoSession": 142,
+    "ProvisioningFailed": 143,
+}
 
 
 def test_names_and_codes_are_those_of_the_design() -> None:

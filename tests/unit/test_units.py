@@ -104,6 +104,7 @@ TOO_NEW = (
     *("SurviveFinalKillSignal", "StartupAllowedCPUs", "LogFilterPatterns", "DelegateSubgroup"),
 )
 SYSTEM_TOOLS = ("systemctl",)
+HOOK = "/usr/libexec/vmsnap/cloud-init-hook"
 
 Setting = tuple[str, str, str]  # section, name, value
 
@@ -154,7 +155,7 @@ def commands(name: str) -> list[str]:
 COMMANDS = [
     pytest.param(command, id=f"{name}: {command}") for name in UNITS for command in commands(name)
 ]
-OURS = [p for p in COMMANDS if "/vmsnap" in str(p.values[0]).split()[0]]
+OURS = [p for p in COMMANDS if str(p.values[0]).startswith("/usr/bin/vmsnap")]
 
 
 def test_unit_files_are_read_as_systemd_reads_them() -> None:
@@ -310,14 +311,18 @@ def test_every_unit_says_what_it_is_and_under_which_licence(name: str) -> None:
 @pytest.mark.parametrize("name", UNITS)
 def test_a_setting_that_takes_one_value_is_set_once(name: str) -> None:
     keys = [(section, key) for section, key, _ in unit(name)]
-    repeatable = {("Path", "PathChanged"), ("Service", "CapabilityBoundingSet")}
+    repeatable = {
+        ("Path", "PathChanged"),
+        ("Service", "CapabilityBoundingSet"),
+        ("Unit", "ConditionPathExists"),
+    }
     assert [key for key in keys if keys.count(key) > 1 and key not in repeatable] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_unit_starts_vmsnap_or_a_tool_of_the_system(command: str) -> None:
     program = shlex.split(command)[0]
-    assert program == "/usr/bin/vmsnap" or program in SYSTEM_TOOLS
+    assert program in ("/usr/bin/vmsnap", HOOK, *SYSTEM_TOOLS)
 
 
 @pytest.mark.parametrize("command", OURS)
@@ -327,7 +332,7 @@ def test_the_command_line_of_a_unit_is_understood(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in UNITS if any("/vmsnap" in word for word in commands(name))]
+    "name", [name for name in UNITS if any("bin/vmsnap" in word for word in commands(name))]
 )
 def test_no_unit_leaves_bytecode_behind(name: str) -> None:
     assert values(name, "Environment")[0].split()[0] == "PYTHONDONTWRITEBYTECODE=1"

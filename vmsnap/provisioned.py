@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the last `vmsnap provision` went: at the next boot cloud-init forgets its failures, not we.
+
+The outcome is that of one instance, as cloud-init knows it, so that a machine made from another
+one's disk does not show the other's failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vmsnap.document import Mistake
+from vmsnap.errors import Kind, Problem, Severity
+from vmsnap.files import make_private, write_atomically
+from vmsnap.journal import Event, Journal, tell_problems
+
+RECORD = "provision.json"
+# What this boot found, then what the last one did (cloud-init, helpers.Paths).
+INSTANCE_IDS = (Path("/run/cloud-init/.instance-id"), Path("/var/lib/cloud/data/instance-id"))
+
+
+def now() -> str:
+    """RFC 3339."""
+    return datetime.datetime.now().astimezone().isoformat("T", "seconds")
+
+
+def instance_id() -> str:
+    """ "" where cloud-init has never run."""
+    for path in INSTANCE_IDS:
+        with contextlib.suppress(OSError):
+            return path.read_text(encoding="utf-8", errors="replace").strip()
+    return ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`source` is the path of the document or "-"; the paths are of configuration files."""
+
+    source: str
+    instance: str = field(default_factory=instance_id)
+    at: str = field(default_factory=now)
+    problems: tuple[Mistake, ...] = ()
+    written: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": 1, "ok": self.ok, **asdict(self)}
+
+
+def record(outcome: Outcome, state: Path) -> None:
+    """Raises OSError."""
+    make_private(state)
+    write_atomically(state / RECORD, (json.dumps(outcome.to_json()) + "\n").encode(), 0o600)
+
+
+def tell(outcome: Outcome) -> None:
+    """In the journal."""
+    if not outcome.ok:
+        tell_problems([problem(outcome, "\n".join(map(str, outcome.problems)))])
+        return
+    counts = f"{len(outcome.written)} files written, {len(outcome.unchanged)} were there already"
+    Journal().send(f"provisioned from {outcome.source}: {counts}", Event.PROVISIONED.value)
+
+
+def problem(outcome: Outcome, words: str) -> Problem:
+    return Problem(Severity.ERROR, Kind.PROVISIONING_FAILED, outcome.source, words)
+
+
+def recorded(state: Path) -> Outcome | None:
+    """None if nothing was provisioned on this instance, or if nobody can read what was said."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads((state / RECORD).read_text(encoding="utf-8"))
+        if found["instance"] == instance_id():
+            return Outcome(
+                found["source"],
+                found["instance"],
+                found["at"],
+                tuple(Mistake(**mistake) for mistake in found["problems"]),
+                tuple(found["written"]),
+                tuple(found["unchanged"]),
+            )
+    return None
+
+
+def in_words(outcome: Outcome) -> str:
+    """One line on one that failed."""
+    source = "" if outcome.source == "-" else f" of {outcome.source}"
+    more = f" (and {len(outcome.problems) - 1} more)" if len(outcome.problems) > 1 else ""
+    return f"provisioning{source} failed at {outcome.at}: {outcome.problems[0]}{more}"
