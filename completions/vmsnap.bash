@@ -44,7 +44,7 @@ _vmsnap() {
     current=${current#[\"\']}
     current=${current//\\/}
     if ((COMP_CWORD == 1)); then
-        words="run freeze thaw check plan init status history plot --help --version"
+        words="run freeze thaw check plan init provision status history plot --help --version"
     else
         case $previous in
             --only | --exclude)
@@ -57,6 +57,11 @@ _vmsnap() {
                 mapfile -t COMPREPLY < <(compgen -d -- "$current")
                 return
                 ;;
+            --file)
+                compopt -o filenames
+                mapfile -t COMPREPLY < <(compgen -f -- "$current")
+                return
+                ;;
             --hold | --since) return ;;
         esac
     fi
@@ -66,6 +71,7 @@ _vmsnap() {
             thaw) words="--failed --force" ;;
             check) words="--only --exclude --watch" ;;
             plan) words="--only --exclude" ;;
+            provision) words="- --file --dry-run" ;;
             history) words="--since" ;;
             init | status | plot) ;;
             *) return ;;

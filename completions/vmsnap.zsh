@@ -22,6 +22,7 @@ _vmsnap() {
         'check:check configuration, scripts and filesystems'
         'plan:show which filesystems would be frozen'
         'init:write the config and scripts of an app'
+        'provision:write the configuration of one document'
         'status:show the session in progress or the last one'
         'history:show past sessions'
         'plot:draw a session as SVG'
@@ -61,6 +62,7 @@ _vmsnap() {
                 check) _arguments $every $selection '--watch[check again when scripts change]' && ret=0 ;;
                 plan) _arguments $every $selection && ret=0 ;;
                 init) _arguments $every '1:name: ' && ret=0 ;;
+                provision) _arguments $every '(1)--file=[read the document from a file]:file:_files' '--dry-run[write nothing]' '(--file)1: :((-\:read\ the\ document\ from\ stdin))' && ret=0 ;;
                 status) _arguments $every && ret=0 ;;
                 history) _arguments $every '--since=[a time, as journalctl takes it]:time: ' && ret=0 ;;
                 plot) _arguments $every '1:session: ' && ret=0 ;;

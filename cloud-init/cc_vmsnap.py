@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A module of cloud-init that hands the key `vmsnap` of user-data to `vmsnap provision`.
+
+It lives outside of cloud-init's own directory and is in none of its lists of modules: the hook
+beside it runs it by its name. It is written for every cloud-init from 18.5 on and for the Python
+of each, so: the standard library only, Python 3.6, and nothing of vmsnap is imported.
+"""
+
+import json
+import subprocess
+
+VMSNAP = "/usr/bin/vmsnap"
+MOST = 2000  # characters of an error
+
+# Up to 22.1, cloud-init reads these two; later, those of `meta`. It must find nothing here that is
+# called "schema", or it skips the whole stage (cloudinit/config/modules.py, validate_module).
+frequency = "once-per-instance"
+distros = ["all"]
+meta = {
+    "id": "cc_vmsnap",
+    "name": "vmsnap",
+    "title": "Application-consistent snapshots",
+    "description": "Writes the configuration of vmsnap: see vmsnap-provision(5).",
+    "distros": distros,
+    "frequency": frequency,
+    "examples": [],
+    "activate_by_schema_keys": ["vmsnap"],
+}
+
+
+def handle(name, cfg, *positional, **named):
+    """Put cfg["vmsnap"] into effect. Raises RuntimeError with key paths, and no values, in it.
+
+    cloud-init up to 23.1 gives five positional arguments, later ones give four by name, and a
+    function with a fifth parameter is deprecated. An empty key is no missing one: what should have
+    stood below it was not indented.
+    """
+    if "vmsnap" not in cfg:
+        return
+    # What JSON cannot say, a date without quotes, is refused like everything that is no string.
+    document = json.dumps(cfg["vmsnap"], default=lambda _: None)
+    done = subprocess.run(
+        [VMSNAP, "provision", "-"],
+        input=document.encode(),
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr.decode("utf-8", "replace").strip()[:MOST])
