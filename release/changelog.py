@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAINTAINER = "vmsnap maintainers <maintainers@vmsnap.example>"
-HEADING = re.compile(r"^## (?P<version>\d+(?:\.\d+)+) \((?P<date>[^)]*)\)$", re.M)
 UNRELEASED = "not released yet"
+HEADING = re.compile(
+    rf"^## (?P<version>\d+(?:\.\d+)+) \((?P<date>\d{{4}}-\d\d-\d\d|{UNRELEASED})\)$", re.M
+)
 BULLET = re.compile(r"^- (.+(?:\n+  .+)*)", re.M)
 VERSION = re.compile(r'^__version__ = "(.+)"$', re.M)
 
@@ -27,7 +29,7 @@ class Release:
 
 
 class Inconsistent(Exception):
-    """The version and the change log do not fit together."""
+    """The change log is not in order, or does not fit the version."""
 
 
 def version_of(tree: Path) -> str:
@@ -40,14 +42,14 @@ def version_of(tree: Path) -> str:
 def releases(tree: Path, today: datetime.datetime) -> list[Release]:
     """All releases, newest first. `today` stands for the date of one that is not released yet.
 
-    Raises Inconsistent if the newest is not the version of the package, or a heading does not say
-    version and date.
+    Raises Inconsistent if the newest is not the version of the package, or anything would be lost
+    or misunderstood: a heading without version and date, a point with another bullet, a release
+    without points or of a day before the one below it.
     """
     text = (tree / "CHANGELOG.md").read_text(encoding="utf-8")
-    headings = list(HEADING.finditer(text))
     for line in text.splitlines():
-        if line.startswith("## ") and not HEADING.match(line):
-            raise Inconsistent(f"found {line!r} in CHANGELOG.md, expected '## 1.2.3 (2026-12-01)'")
+        insist_on_form(line)
+    headings = list(HEADING.finditer(text))
     ends = [*(heading.start() for heading in headings[1:]), len(text)]
     found = [
         Release(
@@ -61,7 +63,32 @@ def releases(tree: Path, today: datetime.datetime) -> list[Release]:
         raise Inconsistent(
             f"found {newest} first in CHANGELOG.md, expected {version} of vmsnap/__init__.py"
         )
+    insist_on_order(found)
     return found
+
+
+def insist_on_form(line: str) -> None:
+    if line.startswith("## ") and not HEADING.match(line):
+        raise Inconsistent(
+            f"found {line!r} in CHANGELOG.md, expected '## 1.2.3 (2026-12-01)', or "
+            f"{UNRELEASED!r} for the date"
+        )
+    if line.startswith(("* ", "+ ")):
+        raise Inconsistent(f"found {line!r} in CHANGELOG.md, expected a point that begins '- '")
+
+
+def insist_on_order(found: list[Release]) -> None:
+    for release in found:
+        if not release.changes:
+            raise Inconsistent(
+                f"found no points of {release.version} in CHANGELOG.md, expected one"
+            )
+    for later, earlier in zip(found, found[1:]):
+        if later.when.date() < earlier.when.date():
+            raise Inconsistent(
+                f"found {later.version} of {later.when:%Y-%m-%d} above {earlier.version} of "
+                f"{earlier.when:%Y-%m-%d} in CHANGELOG.md, expected the newest first"
+            )
 
 
 def date_of(words: str, today: datetime.datetime) -> datetime.datetime:
@@ -70,9 +97,7 @@ def date_of(words: str, today: datetime.datetime) -> datetime.datetime:
     try:
         day = datetime.date.fromisoformat(words)
     except ValueError:
-        raise Inconsistent(
-            f"found the date {words!r} in CHANGELOG.md, expected '2026-12-01' or {UNRELEASED!r}"
-        ) from None
+        raise Inconsistent(f"found {words} in CHANGELOG.md, expected a day that exists") from None
     return datetime.datetime.combine(day, datetime.time(12), datetime.timezone.utc)
 
 

@@ -105,7 +105,8 @@ def add(packages: list[Path], directory: Path, contents: Callable[[Path], bytes]
     for package in packages:
         there = directory / package.name
         if not there.exists():
-            added.append(Path(shutil.copy(package, there)))
+            shutil.copyfile(package, there)  # without its mode: everybody is to read it
+            added.append(there)
         elif contents(there) != contents(package):
             raise Failed(
                 f"found {package.name} in the repository with other contents, expected the same: "

@@ -60,16 +60,14 @@ def build(archive: Path, target: Target, directory: Path) -> list[Path]:
     with tempfile.TemporaryDirectory(prefix="vmsnap-rpm-") as name:
         work = Path(name)
         (work / "SOURCES").mkdir()
-        sources = [archive] if target.has_sdnotify else [archive, sdnotify()]
-        for source in sources:
-            shutil.copy(source, work / "SOURCES")
+        packages = {"vmsnap.spec": archive}
+        if not target.has_sdnotify:
+            packages["python3-sdnotify.spec.in"] = sdnotify()
         call("tar", "-xzf", archive, "-C", work, "--strip-components=1", "--wildcards", "*/rpm")
-        for spec in [work / "rpm/vmsnap.spec", work / "rpm/python3-sdnotify.spec.in"][
-            : len(sources)
-        ]:
-            topdir = f"--define=_topdir {work}"
-            home = {"HOME": name}  # nobody's ~/.rpmmacros
-            call("rpmbuild", "--quiet", "-bb", topdir, *target.defines, spec, env=home)
+        rpmbuild = ("rpmbuild", "--quiet", "-bb", f"--define=_topdir {work}", *target.defines)
+        for spec, source in packages.items():
+            shutil.copy(source, work / "SOURCES")
+            call(*rpmbuild, work / "rpm" / spec, env={"HOME": name})  # nobody's ~/.rpmmacros
         return [Path(shutil.copy(rpm, into)) for rpm in sorted(work.glob("RPMS/*/*.rpm"))]
 
 

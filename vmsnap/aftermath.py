@@ -16,6 +16,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vmsnap import checks, lock, progress
 from vmsnap.consistency import Level
@@ -36,8 +37,6 @@ from vmsnap.thaw import (
     read_list,
     thaw_listed,
 )
-
-THAW_PATIENCE = 10.0  # seconds
 
 
 class LostSession(Session):
@@ -130,6 +129,11 @@ def supervised() -> bool:
     return False
 
 
+def patience(listed: dict[str, Any]) -> float:
+    """Seconds after which a child has thawed what is listed, or can say what it could not."""
+    return STEP_PATIENCE * (1 + len({item["step"] for item in listed["filesystems"]}))
+
+
 def thaw_left(run: Path, waiter: Waiter, invocation: str | None = None) -> bool:
     """Thaw what the list in the run directory says may be frozen, unless the list is from another
     `invocation` of a unit (systemd.exec(5), INVOCATION_ID). False if anything may stay frozen.
@@ -160,7 +164,7 @@ def thaw_left(run: Path, waiter: Waiter, invocation: str | None = None) -> bool:
         with contextlib.suppress(FileNotFoundError, ListUnreadable):
             os.write(told, b"+" if thaw_listed(run, tell, session=session) else b"-")
 
-    said = in_child(thaw, "vmsnap-thaw", (), waiter, THAW_PATIENCE)
+    said = in_child(thaw, "vmsnap-thaw", (), waiter, patience(listed))
     if said is None:
         tell("a filesystem is still inside a freeze; it is thawed as soon as the kernel lets us")
     # Nothing is said by a child that found no list any more, or that was killed.
@@ -172,7 +176,7 @@ def thaw_by_force(run: Path, forget: bool) -> tuple[bool, list[str]]:
     nothing stays frozen, and what there is to say. In a child, as above."""
     nothing = True, [f"nothing to thaw: {run} holds no list of frozen filesystems"]
     try:
-        read_list(run / FROZEN_LIST)
+        listed = read_list(run / FROZEN_LIST)
     except FileNotFoundError:
         return nothing
     except ListUnreadable as e:
@@ -186,7 +190,7 @@ def thaw_by_force(run: Path, forget: bool) -> tuple[bool, list[str]]:
         os.close(told)  # a thread of ours may be inside the kernel for as long as it likes
 
     try:
-        said = in_child(thaw, "vmsnap-thaw", (), Waiter(()), THAW_PATIENCE)
+        said = in_child(thaw, "vmsnap-thaw", (), Waiter(()), patience(listed))
     except OSError:  # no more processes, which is when things get killed
         said = b""
     if said is None:

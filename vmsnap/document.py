@@ -101,12 +101,13 @@ def load_yaml(text: str) -> object:
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
+            seen = set()
             for key, _ in node.value:
-                if keys.count(key.value) > 1:
+                if isinstance(key.value, str) and key.value in seen:
                     raise yaml.MarkedYAMLError(
                         None, None, f"found the key {shown((key.value,))} twice", key.start_mark
                     )
+                seen.add(str(key.value))
             return super().construct_mapping(node, deep)
 
     try:

@@ -196,10 +196,15 @@ class Lab:
     def environment(self, env: Mapping[str, str] | None = None) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **(env or {})}
 
-    def vmsnap(self, *arguments: str | Path) -> Outcome:
+    def vmsnap(
+        self,
+        *arguments: str | Path,
+        env: Mapping[str, str] | None = None,
+        program: Sequence[str] = (str(VMSNAP),),
+    ) -> Outcome:
         """Run another command of vmsnap to its end."""
-        argv = [str(VMSNAP), str(arguments[0]), *self.places(), *map(str, arguments[1:])]
-        session = Session(self.directory, argv, self.environment())
+        argv = [*program, str(arguments[0]), *self.places(), *map(str, arguments[1:])]
+        session = Session(self.directory, argv, self.environment(env))
         self.sessions.append(session)
         return session.finish()
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import string
 import subprocess
 import tempfile
@@ -234,7 +235,9 @@ def test_a_release_has_its_own_date_and_what_is_not_released_that_of_the_commit(
     assert dates == ["Wed, 04 Mar 2026 05:06:07 +0000", "Mon, 03 Feb 2025 12:00:00 +0000"]
 
 
-@pytest.mark.parametrize("date", ["2026-13-01", "2026-1-5", "5 March 2026"])
+@pytest.mark.parametrize(
+    "date", ["2026-13-01", "2026-1-5", "2026-W48-1", "20261201", "5 March 2026", "released soon"]
+)
 def test_a_date_that_is_none_is_an_error_and_not_the_date_of_the_commit(
     tmp_path: Path, date: str
 ) -> None:
@@ -250,6 +253,37 @@ def test_a_heading_that_is_no_release_is_an_error_and_not_part_of_the_release_ab
     tree = sources(tmp_path, "1.1", f"## 1.1 (2026-02-03)\n\n- a\n\n{heading}\n\n- b\n")
     with pytest.raises(Inconsistent):
         changelog.releases(tree, COMMITTED)
+
+
+@pytest.mark.parametrize("bullet", ["*", "+"])
+def test_a_point_with_another_bullet_is_an_error_and_not_left_out(
+    tmp_path: Path, bullet: str
+) -> None:
+    tree = sources(tmp_path, "1.1", f"## 1.1 (2026-02-03)\n\n- a\n{bullet} b\n")
+    with pytest.raises(Inconsistent, match=re.escape(f"found '{bullet} b' in CHANGELOG.md")):
+        changelog.releases(tree, COMMITTED)
+
+
+def test_a_release_without_points_is_an_error(tmp_path: Path) -> None:
+    text = "## 1.1 (2026-02-03)\n\n- a\n\n## 1.0 (2025-02-03)\n\nWords.\n"
+    with pytest.raises(Inconsistent, match="found no points of 1.0 "):
+        changelog.releases(sources(tmp_path, "1.1", text), COMMITTED)
+
+
+@pytest.mark.parametrize("date", ["2026-02-03", "not released yet"])
+def test_a_release_that_is_older_than_the_one_before_it_is_an_error(
+    tmp_path: Path, date: str
+) -> None:
+    """rpm would complain, and build nothing."""
+    text = f"## 1.1 ({date})\n\n- a\n\n## 1.0 (2026-03-05)\n\n- b\n"
+    with pytest.raises(Inconsistent, match="found 1.1 of .* above 1.0 of 2026-03-05 "):
+        changelog.releases(sources(tmp_path, "1.1", text), COMMITTED)
+
+
+def test_what_is_not_released_yet_may_be_of_the_day_of_the_last_release(tmp_path: Path) -> None:
+    text = "## 1.1 (not released yet)\n\n- a\n\n## 1.0 (2026-03-04)\n\n- b\n"
+    found = changelog.releases(sources(tmp_path, "1.1", text), COMMITTED)
+    assert [words(read) for _, _, read in as_rpm_reads(changelog.rpm(found))] == [["a"], ["b"]]
 
 
 @pytest.mark.parametrize(

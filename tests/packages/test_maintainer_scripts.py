@@ -1,113 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What installing, upgrading, removing and purging a package does to a machine's units.
+"""What installing, upgrading, removing and purging the Debian package does to a machine's units.
 
-The scripts of the built packages are run. deb-systemd-helper, which enables, is the real one, in a
-root of its own; whoever would start, stop or freeze something is replaced by what writes it down.
+What it has in common with the RPM package is here as well; the rest of that is in
+test_scriptlets.py.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from release.rpm import TARGETS
-
-from . import contents, made
+from . import made
+from .machine import (
+    ENABLED,
+    END_CHECKS,
+    END_EVERYTHING,
+    FORGET,
+    INTERRUPT,
+    LINK,
+    NOTHING,
+    Machine,
+)
 from .made import OLD
-
-RECORDED = ("deb-systemd-invoke", "systemctl", "vmsnap", "py3compile", "py3clean", "journalctl")
-# Written down, or answered: without a word by what is not installed.
-STAND_IN = """#!/bin/sh
-case "$1" in
-is-system-running) echo "$STATE"; exit 1 ;;
-is-enabled) exit "$DISABLED" ;;
-esac
-echo "{name}" "$@" >>{said}
-case "{name}" in systemctl | vmsnap) exit "$CODE" ;; esac
-"""
-# Nobody has said that a snapshot was taken: SIGINT is what ends a session as failed.
-INTERRUPT = [
-    "systemctl kill --kill-who=main --signal=INT vmsnap-session.service vmsnap-backup.service",
-    "systemctl stop vmsnap-session.service vmsnap-backup.service",
-]
-END_EVERYTHING = ["systemctl stop vmsnap-backup.timer", *INTERRUPT, "vmsnap thaw --force"]
-# /run and /var/lib are not this machine's: the first says whether systemd runs, of the second
-# something is removed.
-INSIDE = """
-mount -t tmpfs none /run
-mount -t tmpfs none /var/lib
-[ "$1" = "without systemd" ] || mkdir -p /run/systemd/system
-shift
-exec "$@"
-"""
-
-
-class Machine:
-    """Where the package is unpacked."""
-
-    def __init__(self, directory: Path) -> None:
-        self.root, self.said = directory / "root", directory / "said"
-        self.scripts, self.programs = directory / "scripts", directory / "programs"
-        contents.call("dpkg-deb", "-x", made.package(), self.root)
-        contents.call("dpkg-deb", "-e", made.package(), self.scripts)
-        self.programs.mkdir()
-        for name in RECORDED:
-            program = self.programs / name
-            program.write_text(STAND_IN.format(name=name, said=self.said), encoding="utf-8")
-            program.chmod(0o755)
-
-    def run(
-        self, script: str, *arguments: str, systemd: bool = True, **variables: str
-    ) -> list[str]:
-        """Run a script; return what it called, without what cannot change a unit."""
-        # Without DPKG_ROOT, as removing does nothing to the units of another root.
-        root = {} if script == "prerm" else {"DPKG_ROOT": str(self.root)}
-        command = (str(self.scripts / script), *arguments)
-        return self.called(*command, systemd=systemd, **root, **variables)
-
-    def run_rpms(self, tag: str, number: int, systemd: bool = True, **variables: str) -> list[str]:
-        """Likewise a scriptlet of the RPM package. The number is of the packages that will be."""
-        (package,) = [x for x in made.rpms(TARGETS[0]) if x.name.startswith("vmsnap-")]
-        script = contents.query(package, f"%{{{tag}}}")
-        command = ("/bin/sh", "-c", script, "sh", str(number))
-        return self.called(*command, systemd=systemd, **variables)
-
-    def called(self, *command: str, systemd: bool, **variables: str) -> list[str]:
-        self.said.write_text("", encoding="utf-8")
-        done = self.inside(*command, systemd=systemd, **variables)
-        assert done.returncode == 0, done.stderr
-        lines = self.said.read_text(encoding="utf-8").splitlines()
-        return [
-            x for x in lines if not x.startswith(("py3", "journalctl")) and "daemon-reload" not in x
-        ]
-
-    def inside(
-        self, *command: str, systemd: bool = True, **variables: str
-    ) -> subprocess.CompletedProcess[str]:
-        running = "with systemd" if systemd else "without systemd"
-        path = f"{self.programs}:/usr/sbin:/usr/bin:/sbin:/bin"
-        return subprocess.run(
-            ["unshare", "--mount", "sh", "-ec", INSIDE, "sh", running, *command],
-            env={
-                "PATH": path,
-                "DPKG_MAINTSCRIPT_PACKAGE": "vmsnap",
-                "STATE": "running" if systemd else "offline",
-                "DISABLED": "0",
-                "CODE": "0",
-                **variables,
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def enabled(self) -> set[str]:
-        """The units that are started at boot, as links of another unit's."""
-        links = (self.root / "etc/systemd/system").glob("*.wants/*")
-        return {link.name for link in links if os.path.lexists(link)}
 
 
 @pytest.fixture
@@ -117,15 +32,45 @@ def machine(tmp_path: Path) -> Machine:
 
 def test_installing_enables_and_starts_the_check_and_nothing_that_freezes(machine: Machine) -> None:
     called = machine.run("postinst", "configure", "")
-    assert machine.enabled() == {"vmsnap-check.path", "vmsnap-check.service"}
+    assert machine.enabled() == ENABLED
     assert called == ["deb-systemd-invoke start vmsnap-check.path vmsnap-check.service"]
+
+
+def test_cloud_init_finds_the_hook_from_the_installation_to_the_removal(machine: Machine) -> None:
+    machine.run("postinst", "configure", "")
+    link = machine.root / LINK
+    assert (machine.root / str(link.readlink())[1:]).stat().st_mode & 0o111
+    machine.run("prerm", "upgrade", OLD)
+    machine.run("postrm", "upgrade", OLD)
+    assert link.is_symlink()
+    machine.run("postrm", "remove", DPKG_ROOT=str(machine.root))
+    assert not (machine.root / "var/lib/cloud").exists()
+
+
+def test_what_cloud_init_has_made_stays(machine: Machine) -> None:
+    machine.run("postinst", "configure", "")
+    theirs = machine.root / "var/lib/cloud/scripts/per-boot"
+    theirs.mkdir()
+    marker = machine.root / "var/lib/cloud/instances/i-1/sem/vmsnap"
+    marker.parent.mkdir(parents=True)
+    marker.touch()
+    (marker.parent / "config_runcmd").touch()
+    machine.run("postrm", "remove", DPKG_ROOT=str(machine.root))
+    machine.run("postrm", "purge")
+    assert theirs.is_dir()
+    assert [path.name for path in marker.parent.iterdir()] == ["config_runcmd"]
+
+
+def test_installing_within_cloud_init_waits_for_nothing_that_waits_for_it(machine: Machine) -> None:
+    called = machine.run("postinst", "configure", "", DPKG_ROOT="")
+    assert "systemctl start --no-block vmsnap-provision.service" in called
 
 
 def test_installing_where_no_systemd_runs_enables_for_the_next_boot_and_starts_nothing(
     machine: Machine,
 ) -> None:
     assert machine.run("postinst", "configure", "", systemd=False) == []
-    assert machine.enabled() == {"vmsnap-check.path", "vmsnap-check.service"}
+    assert machine.enabled() == ENABLED
 
 
 def test_an_upgrade_checks_again_and_leaves_alone_what_holds_or_takes_a_snapshot(
@@ -142,7 +87,7 @@ def test_an_upgrade_does_not_enable_again_what_the_administrator_disabled(
     machine: Machine,
 ) -> None:
     machine.run("postinst", "configure", "")
-    for link in (machine.root / "etc/systemd/system").glob("*.wants/vmsnap-check.*"):
+    for link in (machine.root / "etc/systemd/system").glob("*.wants/vmsnap-*"):
         link.unlink()
     machine.run("postinst", "configure", OLD)
     assert machine.enabled() == set()
@@ -174,9 +119,9 @@ def test_what_began_meanwhile_or_is_removed_without_a_prerm_is_ended_when_the_fi
 ) -> None:
     assert machine.run("postrm", "remove") == [
         *INTERRUPT,
-        "systemctl stop vmsnap-backup.timer vmsnap-check.path vmsnap-recheck.service",
-        "systemctl stop vmsnap-check.service",
-        "systemctl reset-failed vmsnap-*",
+        "systemctl stop vmsnap-backup.timer",
+        *END_CHECKS,
+        FORGET,
     ]
 
 
@@ -206,6 +151,34 @@ def test_removing_in_a_chroot_thaws_nothing_of_the_machine_around_it(machine: Ma
         assert machine.run(script, "remove", systemd=False) == [], script
 
 
+@pytest.mark.parametrize("script", ["prerm", "postrm"])
+def test_removing_from_another_root_does_nothing_to_this_machine(
+    machine: Machine, script: str
+) -> None:
+    assert machine.run(script, "remove", DPKG_ROOT=str(machine.root)) == []
+
+
+def test_the_failures_that_are_forgotten_are_those_of_every_unit_of_ours_and_no_other() -> None:
+    ours = {path.name.replace("@", "@*") for path in (made.ROOT / "systemd").iterdir()}
+    assert {*FORGET.split()[2:]} == ours
+
+
+THAWED = "session 3f2a is in progress; what it has frozen is thawed all the same\n/srv: thawed"
+
+
+@pytest.mark.parametrize("kind", ["deb", "rpm"])
+@pytest.mark.parametrize("code", ["0", "1"])
+def test_what_was_thawed_by_force_is_said_and_that_nothing_was_is_not(
+    machine: Machine, kind: str, code: str
+) -> None:
+    if kind == "deb":
+        command = [str(machine.scripts / "prerm"), "remove"]
+    else:
+        command = ["sh", "-c", machine.scriptlet("PREUN"), "sh", "0"]
+    assert machine.inside(*command, CODE=code, SAYS=THAWED).stderr == f"{THAWED}\n"
+    assert machine.inside(*command, CODE=code, SAYS=NOTHING).stderr == ""
+
+
 def test_neither_systemctl_nor_a_program_that_cannot_thaw_keeps_the_package_installed(
     machine: Machine,
 ) -> None:
@@ -224,8 +197,23 @@ def test_results_stay_when_the_package_is_removed_and_go_when_it_is_purged(
         find /var/lib/vmsnap /run/vmsnap -type f -exec cat {} + 2>/dev/null || true
     """
     postrm = str(machine.scripts / "postrm")
-    done = machine.inside("sh", "-ec", script, "sh", postrm, argument, DPKG_ROOT=str(machine.root))
+    done = machine.inside("sh", "-ec", script, "sh", postrm, argument)
     assert (done.returncode, done.stdout) == (0, left)
+
+
+def test_purging_below_another_root_leaves_the_results_of_this_machine(machine: Machine) -> None:
+    script = """
+        for root in "" "$DPKG_ROOT"; do
+            mkdir -p "$root/var/lib/vmsnap" "$root/run/vmsnap"
+            touch "$root/var/lib/vmsnap/last-result.json" "$root/run/vmsnap/lock"
+        done
+        "$@"
+        find "$DPKG_ROOT/var/lib/vmsnap" "$DPKG_ROOT/run/vmsnap" 2>/dev/null || true
+        find /var/lib/vmsnap /run/vmsnap -type f
+    """
+    command = ("sh", "-ec", script, "sh", str(machine.scripts / "postrm"), "purge")
+    done = machine.inside(*command, DPKG_ROOT=str(machine.root))
+    assert done.stdout == "/var/lib/vmsnap/last-result.json\n/run/vmsnap/lock\n", done.stderr
 
 
 LOCKED = """
@@ -246,11 +234,9 @@ def test_the_lock_of_a_session_goes_with_the_package_but_not_while_one_is_in_pro
     if kind == "deb":
         script = (machine.scripts / "postrm").read_text(encoding="utf-8")
     else:
-        (package,) = [x for x in made.rpms(TARGETS[0]) if x.name.startswith("vmsnap-")]
-        script = contents.query(package, "%{POSTUN}")
+        script = machine.scriptlet("POSTUN")
     command = ("sh", "-c", script, "sh", "purge" if kind == "deb" else "0")
-    root = str(machine.root)
-    done = machine.inside("sh", "-ec", LOCKED, "sh", session, *command, DPKG_ROOT=root)
+    done = machine.inside("sh", "-ec", LOCKED, "sh", session, *command)
     assert (done.returncode, done.stdout) == (0, left), done.stderr
 
 
@@ -259,39 +245,3 @@ def test_purging_leaves_nothing_enabled(machine: Machine) -> None:
     machine.run("postrm", "remove")
     machine.run("postrm", "purge")
     assert machine.enabled() == set()
-
-
-# --- the RPM package ---
-
-
-def test_installing_the_rpm_package_applies_the_presets_and_starts_what_they_enable(
-    machine: Machine,
-) -> None:
-    preset = (
-        "systemctl --no-reload preset vmsnap-check.path vmsnap-check.service vmsnap-backup.timer"
-    )
-    starts = [f"systemctl start vmsnap-check.{kind}" for kind in ("path", "service")]
-    assert machine.run_rpms("POSTIN", 1) == [preset, *starts]
-    assert machine.run_rpms("POSTIN", 1, DISABLED="1") == [preset]
-    assert machine.run_rpms("POSTIN", 1, systemd=False) == [preset]
-
-
-def test_upgrading_the_rpm_package_checks_again_and_leaves_alone_what_takes_a_snapshot(
-    machine: Machine,
-) -> None:
-    assert machine.run_rpms("POSTIN", 2) == []
-    assert machine.run_rpms("PREUN", 1) == []
-    assert machine.run_rpms("POSTUN", 1) == [
-        "systemctl try-restart vmsnap-check.path vmsnap-check.service"
-    ]
-
-
-def test_removing_the_rpm_package_ends_a_session_as_that_of_debian_does(machine: Machine) -> None:
-    units = "vmsnap-check.path vmsnap-check.service vmsnap-backup.timer"
-    disable = f"systemctl --no-reload disable {units}"
-    assert machine.run_rpms("PREUN", 0) == [*END_EVERYTHING, disable, f"systemctl stop {units}"]
-    assert machine.run_rpms("POSTUN", 0) == [*INTERRUPT, "systemctl reset-failed vmsnap-*"]
-    assert machine.run_rpms("PREUN", 0, systemd=False) == [disable]
-    assert machine.run_rpms("POSTUN", 0, systemd=False) == []
-    assert machine.run_rpms("PREUN", 0, CODE="1")[:4] == END_EVERYTHING
-    assert machine.run_rpms("POSTUN", 0, CODE="1")[:2] == INTERRUPT

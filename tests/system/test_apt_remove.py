@@ -56,10 +56,11 @@ def data(scene: Scene) -> Scene:
     return scene
 
 
-def remove(container: Container) -> None:
-    debian.apt(container, "remove", "vmsnap")
+def remove(container: Container) -> str:
+    said = debian.apt(container, "remove", "vmsnap")
     assert not container.path("/usr/bin/vmsnap").exists()
     debian.assert_no_unit(container)
+    return said
 
 
 def last(container: Container) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def test_a_scheduled_session_ends_before_the_program_goes(data: Scene) -> None:
 def test_a_session_around_a_command_is_thawed_and_does_not_claim_more(data: Scene) -> None:
     data.database()
     running = data.run("--only", DATA)
-    remove(data.container)
+    assert f"{DATA}: thawed" in remove(data.container)
     assert not data.container.frozen(DATA)
     data.open("release")
     outcome = running.finish()
@@ -237,6 +238,12 @@ def test_a_removal_ends_what_watches_and_what_is_scheduled(scene: Scene) -> None
     assert last(container)["outcome"] == "failed"
     for unit in (watched, PATH, TIMER):
         assert debian.state(container, unit)[1] == "inactive"
+
+
+def test_a_removal_forgets_no_failure_of_a_unit_of_the_administrators(installed: Container) -> None:
+    installed.run("systemd-run", "--wait", "--unit=vmsnap-mine", "false")
+    debian.apt(installed, "remove", "vmsnap")
+    assert installed.systemctl("is-failed", "vmsnap-mine.service").stdout == "failed\n"
 
 
 def test_a_purge_removes_also_what_sessions_left(scene: Scene) -> None:

@@ -134,6 +134,12 @@ def test_a_check_that_failed_is_not_listed_for_ever(installed: Container) -> Non
     assert_gone(installed)
 
 
+def test_a_failure_of_a_unit_of_the_administrators_is_not_forgotten(installed: Container) -> None:
+    installed.run("systemd-run", "--wait", "--unit=vmsnap-mine", "false")
+    distribution.done(installed, "remove", "vmsnap")
+    assert installed.systemctl("is-failed", "vmsnap-mine.service").stdout == "failed\n"
+
+
 def test_a_session_that_holds_ends_as_failed_before(scene: Scene) -> None:
     container = scene.container
     container.add_filesystem(DATA)
@@ -174,7 +180,7 @@ def test_a_run_in_progress_is_thawed_and_tells_the_truth(scene: Scene, before: l
     container.add_filesystem(DATA)
     scene.database()
     run = scene.run(f"--only={DATA}")
-    distribution.done(container, "remove", "vmsnap")
+    assert f"{DATA}: thawed" in distribution.done(container, "remove", "vmsnap")
     assert not container.frozen(DATA)
     scene.open("release")
     outcome = run.finish()

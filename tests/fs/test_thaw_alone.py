@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Thawing by the list is done in a child: what comes of it when that one is killed, or takes its
+time, and when there can be none."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sys
+
+import pytest
+
+from . import kernel
+from .faults import kill_all
+from .lab import Lab
+from .processes import is_stuck, wait_until
+
+# What happens to it when the machine is out of memory or processes.
+CHILD_KILLED = """
+import os, signal, sys
+from vmsnap import aftermath, cli
+thaw_listed, parent = aftermath.thaw_listed, os.getpid()
+def thaw(*arguments, **more):
+    if os.getpid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return thaw_listed(*arguments, **more)
+aftermath.thaw_listed = thaw
+sys.exit(cli.main())
+"""
+NO_CHILD = """
+import errno, os, sys
+from vmsnap import cli
+def fork():
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+os.fork = fork
+sys.exit(cli.main())
+"""
+INVOCATION = {"INVOCATION_ID": "4711"}
+
+
+def python(program: str) -> tuple[str, ...]:
+    return (sys.executable, "-IBc", program)
+
+
+def leave_frozen(lab: Lab) -> None:
+    """As a session of a unit leaves it when everything of it is killed."""
+    kill_all(lab.hold(env=INVOCATION))
+    lab.release()
+    lab.wait_for_rest()
+    assert lab.frozen == [f.mount.name for f in lab.filesystems]
+
+
+@pytest.mark.parametrize("program", [CHILD_KILLED, NO_CHILD], ids=["killed", "none"])
+def test_force_thaws_by_itself_when_no_child_can(lab: Lab, program: str) -> None:
+    lab.filesystem("ext4")
+    lab.filesystem("xfs")
+    leave_frozen(lab)
+    forced = lab.vmsnap("thaw", "--force", program=python(program))
+    assert forced.code == 0, forced
+    assert [m for m in lab.mounts if f"{m}: thawed" in forced.out.decode()] == lab.mounts
+    assert lab.frozen == []
+    assert not (lab.run_directory / "frozen.json").exists()
+
+
+def test_a_unit_whose_thaw_was_killed_fails_and_the_list_is_left(lab: Lab) -> None:
+    lab.filesystem()
+    leave_frozen(lab)
+    killed = lab.vmsnap("session", "--stopped", env=INVOCATION, program=python(CHILD_KILLED))
+    assert killed.code == 1, killed
+    assert lab.frozen == ["fs0"]
+    assert lab.vmsnap("thaw", "--force").code == 0
+    assert lab.frozen == []
+
+
+def test_force_has_the_patience_to_name_what_is_stuck_in_every_step(lab: Lab) -> None:
+    parent = lab.filesystem(name="parent", mib=128)
+    stuck = [lab.filesystem(name=f"stuck{n}", on=parent) for n in range(2)]
+    listed = [
+        {"mount": str(f.mount), "st_dev": f.mount.stat().st_dev, "step": step}
+        for step, f in enumerate(stuck)
+    ]
+    kernel.freeze(parent.mount)
+    helpers = [lab.helper(f"exec fsfreeze -f {f.mount}") for f in stuck]
+    inside = [(helper.pid, f.mount, kernel.FIFREEZE) for helper, f in zip(helpers, stuck)]
+    wait_until(lambda: all(is_stuck(*where) for where in inside))
+    document = {"guard": 1, "filesystems": listed, "rcu_expedited": ""}
+    (lab.run_directory / "frozen.json").write_text(json.dumps(document))
+    with (lab.run_directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a session is in progress, so only this is done
+        forced = lab.vmsnap("thaw", "--force")
+    assert forced.code == 1
+    words = "still inside a freeze; it is thawed as soon as that ends"
+    told = forced.out.decode().splitlines()
+    assert [f for f in stuck if f"{f.mount}: {words}" in told] == stuck, told
+    kernel.thaw(parent.mount)
+    for helper in helpers:
+        helper.wait()
+    lab.wait_for_rest()
+    assert lab.frozen == []
