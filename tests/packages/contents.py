@@ -12,6 +12,9 @@ import tarfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+# The one module that is for cloud-init's Python, and so is neither beside the others nor compiled.
+CLOUD_INIT_MODULE = "/usr/share/vmsnap/cloud-init/cc_vmsnap.py"
+
 
 @dataclass(frozen=True)
 class Entry:

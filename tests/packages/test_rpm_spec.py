@@ -43,7 +43,7 @@ fi \
 %{nil}
 %__os_install_post %{__python3} -m compileall -q -s %{buildroot} %{buildroot}%{python3_sitelib}
 """
-UNITS = "vmsnap-check.path vmsnap-check.service vmsnap-backup.timer"
+UNITS = "vmsnap-check.path vmsnap-check.service vmsnap-backup.timer vmsnap-provision.service"
 HELPER = "/usr/lib/systemd/systemd-update-helper"
 SITE_PACKAGES = "/usr/lib/python3.11/site-packages"
 

@@ -19,9 +19,11 @@ def test_installing_the_rpm_package_applies_the_presets_and_starts_what_they_ena
     machine: Machine,
 ) -> None:
     preset = (
-        "systemctl --no-reload preset vmsnap-check.path vmsnap-check.service vmsnap-backup.timer"
+        "systemctl --no-reload preset "
+        "vmsnap-check.path vmsnap-check.service vmsnap-backup.timer vmsnap-provision.service"
     )
     starts = [f"systemctl start vmsnap-check.{kind}" for kind in ("path", "service")]
+    starts.append("systemctl start --no-block vmsnap-provision.service")
     assert machine.run_rpms("POSTIN", 1) == [preset, *starts]
     assert machine.run_rpms("POSTIN", 1, DISABLED="1") == [preset]
     assert machine.run_rpms("POSTIN", 1, systemd=False) == [preset]
@@ -38,7 +40,7 @@ def test_upgrading_the_rpm_package_checks_again_and_leaves_alone_what_takes_a_sn
 
 
 def test_removing_the_rpm_package_ends_a_session_as_that_of_debian_does(machine: Machine) -> None:
-    units = "vmsnap-check.path vmsnap-check.service vmsnap-backup.timer"
+    units = "vmsnap-check.path vmsnap-check.service vmsnap-backup.timer vmsnap-provision.service"
     disable = f"systemctl --no-reload disable {units}"
     assert machine.run_rpms("PREUN", 0) == [*END_EVERYTHING, disable, f"systemctl stop {units}"]
     assert machine.run_rpms("POSTUN", 0) == [*INTERRUPT, *END_CHECKS, FORGET]
