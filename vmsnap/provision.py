@@ -147,16 +147,14 @@ def write(files: list[File]) -> None:
 
 def is_there(file: File) -> bool:
     try:
-        fd = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return False
-    with open(fd, "rb") as opened:
-        status = os.fstat(fd)
+        status = file.path.lstat()
         return (
             stat.S_ISREG(status.st_mode)
             and (stat.S_IMODE(status.st_mode), status.st_uid) == (file.mode, 0)
-            and opened.read() == file.data
+            and file.path.read_bytes() == file.data
         )
+    except OSError:
+        return False
 
 
 def set_timer(calendar: str | None, changed: bool) -> None:

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vmsnap provision`: what it writes, what it leaves, and what is known of it afterwards."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmsnap import provisioned
+from vmsnap.cli import main
+from vmsnap.provisioned import recorded
+
+from .worlds import Etc
+
+Capture = pytest.CaptureFixture[str]
+SH = "#!/bin/sh\nexit 0\n"
+GOOD: dict[str, Any] = {
+    "apps": {"db": {"config": {"timeoutInSeconds": 9}, "scripts": {"pre": SH, "post": SH}}},
+    "conf": {"freeze": {"hold": 30}},
+}
+BAD: dict[str, Any] = {**GOOD, "confi": {}}
+WRITTEN = {
+    "vmsnap/apps.d/db.json": 0o600,
+    "vmsnap/scripts/db/pre": 0o700,
+    "vmsnap/scripts/db/post": 0o700,
+    "vmsnap/vmsnap.conf.d/50-provision.conf": 0o600,
+}
+
+
+class Provisioning:
+    """`vmsnap provision` on an instance of its own."""
+
+    def __init__(self, etc: Etc, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+        self.etc, self.directory = etc, etc.root.parent
+        self.state = self.directory / "state"
+        self.instance = self.directory / "instance-id"
+        self.instance.write_text("i-1\n")
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+        monkeypatch.setattr(provisioned, "INSTANCE_IDS", (self.instance,))
+        self.out = self.err = ""
+
+    def run(self, *words: str) -> int:
+        code = main([*words, "--etc", str(self.etc.root), "--state", str(self.state)])
+        self.out, self.err = self._capsys.readouterr()
+        return code
+
+    def provision(self, document: object, *options: str) -> int:
+        stdin = io.TextIOWrapper(io.BytesIO(json.dumps(document).encode()))
+        self._monkeypatch.setattr("sys.stdin", stdin)
+        return self.run("provision", "-", *options)
+
+    def files(self) -> dict[str, int]:
+        found = [path for path in self.etc.root.rglob("*") if not path.is_dir()]
+        return {
+            str(path.relative_to(self.etc.root)): stat.S_IMODE(path.lstat().st_mode)
+            for path in found
+        }
+
+    def identities(self) -> set[tuple[str, int]]:
+        """A file that is written anew has another inode."""
+        return {(name, (self.etc.root / name).stat().st_ino) for name in self.files()}
+
+
+@pytest.fixture
+def provisioning(etc: Etc, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> Provisioning:
+    etc.root.mkdir(exist_ok=True)
+    return Provisioning(etc, monkeypatch, capsys)
+
+
+# --- what is written -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
+def test_what_is_provisioned_passes_every_check(provisioning: Provisioning, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        assert provisioning.provision(GOOD) == 0
+    finally:
+        os.umask(before)
+    assert provisioning.files() == WRITTEN
+    found = provisioning.etc.inspect()
+    assert found.problems == []
+    assert [app.name for app in found.runnable] == ["db"]
+    assert found.settings.hold == 30
+    for name in ("vmsnap", "vmsnap/apps.d", "vmsnap/scripts/db", "vmsnap/vmsnap.conf.d"):
+        assert stat.S_IMODE((provisioning.etc.root / name).stat().st_mode) == 0o700
+
+
+def test_the_second_time_nothing_is_touched(provisioning: Provisioning) -> None:
+    provisioning.provision(GOOD)
+    before = provisioning.identities()
+    assert provisioning.provision(GOOD) == 0
+    assert provisioning.identities() == before
+    assert provisioning.out.count("unchanged: ") == len(WRITTEN)
+
+
+@pytest.mark.parametrize("spoil", ["text", "mode", "owner", "link"])
+def test_what_somebody_changed_is_put_right(provisioning: Provisioning, spoil: str) -> None:
+    provisioning.provision(GOOD)
+    script = provisioning.etc.root / "vmsnap/scripts/db/pre"
+    if spoil == "text":
+        script.write_text("#!/bin/sh\nexit 1\n")
+    elif spoil == "mode":
+        script.chmod(0o777)
+    elif spoil == "owner":
+        os.chown(script, 1000, 0)
+    else:
+        script.rename(script.with_name("elsewhere"))
+        script.symlink_to("elsewhere")
+    assert provisioning.provision(GOOD) == 0
+    assert provisioning.out.count("wrote ") == 1
+    assert (script.read_text(), script.is_symlink()) == (SH, False)
+    assert (stat.S_IMODE(script.stat().st_mode), script.stat().st_uid) == (0o700, 0)
+
+
+def test_what_a_document_does_not_mention_stays(provisioning: Provisioning) -> None:
+    provisioning.provision(GOOD)
+    provisioning.provision({"conf": {"freeze": {"hold": 9}}})
+    assert provisioning.files() == WRITTEN
+    assert provisioning.etc.inspect().settings.hold == 9
+
+
+def test_a_directory_that_cloud_init_made_for_all_to_read_becomes_root_s(
+    provisioning: Provisioning,
+) -> None:
+    (provisioning.etc.root / "vmsnap").mkdir(mode=0o755)
+    provisioning.provision(GOOD)
+    assert stat.S_IMODE((provisioning.etc.root / "vmsnap").stat().st_mode) == 0o700
+
+
+# --- what goes wrong -----------------------------------------------------------------------------
+
+
+def test_of_a_document_with_a_mistake_nothing_is_written(provisioning: Provisioning) -> None:
+    assert provisioning.provision(BAD) == 1
+    assert provisioning.files() == {}
+    assert "confi: unknown key; did you mean" in provisioning.err
+
+
+@pytest.mark.parametrize("survives", range(len(WRITTEN)))
+def test_a_full_disk_leaves_everything_as_it_was(
+    provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch, survives: int
+) -> None:
+    provisioning.provision({"conf": {"freeze": {"hold": 9}}})
+    before, directories = provisioning.identities(), sorted(provisioning.etc.root.rglob("*"))
+    left, real = survives, os.fsync
+
+    def sometimes(fd: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", sometimes)
+        assert provisioning.provision(GOOD) == 1
+    assert "No space left on device" in provisioning.err
+    assert provisioning.identities() == before
+    assert sorted(provisioning.etc.root.rglob("*")) == directories
+    assert provisioning.etc.inspect().settings.hold == 9
+
+
+def test_a_directory_in_the_way_of_the_last_file_keeps_all_others_from_being_written(
+    provisioning: Provisioning,
+) -> None:
+    (provisioning.etc.root / "vmsnap/vmsnap.conf.d/50-provision.conf").mkdir(parents=True)
+    assert provisioning.provision(GOOD) == 1
+    assert "50-provision.conf: Is a directory" in provisioning.err
+    assert provisioning.files() == {}
+
+
+def test_what_is_wrong_besides_the_document_is_a_failure_too(provisioning: Provisioning) -> None:
+    """Or the creation of the machine would be told as a success, and its check be red."""
+    provisioning.etc.write("vmsnap/apps.d/other.json", '{"secret": hunter2}', 0o600)
+    assert provisioning.provision(GOOD) == 1
+    assert "other.json: IncorrectJSONConfigFile" in provisioning.err
+    assert "hunter2" not in provisioning.err
+
+
+# --- a file --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["document.yaml", "document.json", "document"])
+def test_a_file_is_yaml_or_json_by_its_name(provisioning: Provisioning, name: str) -> None:
+    path = provisioning.directory / name
+    path.write_text(json.dumps(GOOD))
+    assert provisioning.run("provision", "--file", str(path)) == 0
+    assert provisioning.files() == WRITTEN
+
+
+@pytest.mark.parametrize(("owner", "mode"), [(1000, 0o600), (0, 0o622), (0, 0o660)])
+def test_a_file_that_others_could_have_written_is_refused(
+    provisioning: Provisioning, owner: int, mode: int
+) -> None:
+    """What it says is run by root."""
+    path = provisioning.directory / "document.json"
+    path.write_text(json.dumps(GOOD))
+    os.chown(path, owner, 0)
+    path.chmod(mode)
+    assert provisioning.run("provision", "--file", str(path)) == 1
+    assert provisioning.files() == {}
+    assert f"{path}: found " in provisioning.err
+    assert provisioning.run("provision", "--dry-run", "--file", str(path)) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        (b"\xff\xfe{}", "UTF-16"),
+        (b"\xe9", "expected UTF-8"),
+        (b"[" + b" " * (1 << 20) + b"]", "at most 1 MiB"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_clear_error(
+    provisioning: Provisioning, content: bytes | None, words: str
+) -> None:
+    path = provisioning.directory / "document.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    for options in ((), ("--dry-run",)):
+        assert provisioning.run("provision", *options, "--file", str(path)) == 1
+        assert words in provisioning.err
+        assert "Traceback" not in provisioning.err
+
+
+def test_without_a_document_the_usage_is_told(provisioning: Provisioning) -> None:
+    for words in ((), ("-", "--file", "x"), ("x",)):
+        with pytest.raises(SystemExit) as caught:
+            provisioning.run("provision", *words)
+        assert caught.value.code == 2
+
+
+# --- a dry run -----------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_it_would_write_and_writes_and_records_nothing(
+    provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert provisioning.provision(GOOD, "--dry-run") == 0
+    assert provisioning.out.count("would write ") == len(WRITTEN)
+    assert provisioning.files() == {}
+    assert provisioning.provision(BAD, "--dry-run") == 1
+    assert not provisioning.state.exists()
+
+
+def test_others_than_root_cannot_provision(
+    provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert provisioning.provision(GOOD) == 77
+
+
+# --- the outcome ---------------------------------------------------------------------------------
+
+
+def test_json_is_the_outcome_that_is_recorded(provisioning: Provisioning) -> None:
+    for document, code in ((GOOD, 0), (BAD, 1)):
+        assert provisioning.provision(document, "--json") == code
+        told = json.loads(provisioning.out)
+        record = provisioning.state / "provision.json"
+        assert json.loads(record.read_text()) == told
+        assert stat.S_IMODE(record.stat().st_mode) == 0o600
+        assert (told["ok"], told["instance"], told["source"]) == (code == 0, "i-1", "-")
+        assert bool(told["problems"]) == (code == 1)
+
+
+def test_a_failure_is_seen_until_the_next_success(provisioning: Provisioning) -> None:
+    provisioning.provision(BAD)
+    assert provisioning.run("status") == 1
+    assert "provisioning failed at" in provisioning.out
+    assert "confi: unknown key" in provisioning.out
+    assert provisioning.run("status", "--json") == 1
+    assert json.loads(provisioning.out)["provisioning"]["ok"] is False
+    provisioning.provision(GOOD)
+    assert provisioning.run("status") == 0
+    assert "provisioning" not in provisioning.out
+
+
+def test_a_failure_of_another_instance_is_not_this_machine_s(provisioning: Provisioning) -> None:
+    provisioning.provision(BAD)
+    provisioning.instance.write_text("i-2\n")
+    assert recorded(provisioning.state) is None
+    assert provisioning.run("status") == 0
+    provisioning.instance.write_text("i-1\n")
+    assert recorded(provisioning.state) is not None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"instance": "i-1"}', "null"])
+def test_a_record_that_cannot_be_read_is_none(provisioning: Provisioning, text: str) -> None:
+    provisioning.state.mkdir()
+    (provisioning.state / "provision.json").write_text(text)
+    assert recorded(provisioning.state) is None
+
+
+def test_where_cloud_init_never_ran_a_failure_is_kept_as_well(
+    provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provisioned, "INSTANCE_IDS", (Path("/nonexistent/instance-id"),))
+    provisioning.provision(BAD)
+    assert provisioning.run("status") == 1
+
+
+def test_a_full_disk_does_not_hide_what_is_wrong_with_the_document(
+    provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert provisioning.provision(BAD) == 1
+    assert "confi: unknown key" in provisioning.err
+    assert "No space left on device" in provisioning.err
