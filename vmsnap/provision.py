@@ -106,7 +106,7 @@ def provision(source: str, load: Callable[[], object], etc: Path, dry_run: bool 
             set_timer(document.timer, any(TIMER in str(file.path) for file in missing))
         return Outcome(
             source,
-            problems=() if dry_run else tuple(disorder(etc)),
+            problems=() if dry_run else tuple(disorder(document.apps, etc)),
             written=tuple(str(file.path) for file in missing),
             unchanged=tuple(str(file.path) for file in there),
         )
@@ -119,10 +119,15 @@ def provision(source: str, load: Callable[[], object], etc: Path, dry_run: bool 
     return Outcome(source, problems=(Mistake("", reason),))
 
 
-def disorder(etc: Path) -> Iterator[Mistake]:
+def disorder(apps: tuple[str, ...], etc: Path) -> Iterator[Mistake]:
     """What is wrong all the same, in words that say nothing of what the files hold."""
-    for problem in checks.inspect(etc).errors:
+    found = checks.inspect(etc)
+    for problem in found.errors:
         yield Mistake("", f"{problem.path}: {problem.kind.label}; `vmsnap check` says more")
+    ignored = set(apps) - {app.name for app in found.apps}
+    if ignored and not found.errors:
+        names = ", ".join(sorted(ignored))
+        yield Mistake("", f"{names}: not an app that VMSnapshotPluginHost.conf names")
 
 
 def make_root_only(directory: Path) -> None:

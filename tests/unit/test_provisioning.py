@@ -185,6 +185,18 @@ def test_what_is_wrong_besides_the_document_is_a_failure_too(provisioning: Provi
     assert "hunter2" not in provisioning.err
 
 
+def test_an_app_of_azure_that_the_plugin_host_does_not_name_is_a_failure(
+    provisioning: Provisioning,
+) -> None:
+    document = {"azure": True, "scripts": {"pre": SH}}
+    assert provisioning.provision(document) == 0
+    provisioning.etc.write(
+        "azure/VMSnapshotPluginHost.conf", "[pre_post]\nnumberOfPlugins = 0\n", 0o600
+    )
+    assert provisioning.provision(document) == 1
+    assert "azure: not an app that VMSnapshotPluginHost.conf names" in provisioning.err
+
+
 # --- a file --------------------------------------------------------------------------------------
 
 
