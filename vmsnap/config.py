@@ -244,6 +244,11 @@ def load_ini(text: str, path: str) -> configparser.ConfigParser:
     return parser
 
 
+def spelled(value: object) -> str:
+    """A value of JSON as a setting of an INI file."""
+    return shlex.join(value) if isinstance(value, list) else str(value)
+
+
 NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnap import checks
-from vmsnap.document import Mistake, Mistaken, read
+from vmsnap.document import read
 from vmsnap.errors import Impossible
 from vmsnap.files import File, make_directories, write_all
+from vmsnap.mistakes import Mistake, Mistaken
 from vmsnap.process import output_of
 from vmsnap.provisioned import Outcome
 from vmsnap.trusted import Unreadable, Untrusted

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vmsnap.document import Mistake
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.files import make_private, write_atomically
 from vmsnap.journal import Event, Journal, tell_problems
+from vmsnap.mistakes import Mistake
 
 RECORD = "provision.json"
 # What this boot found, then what the last one did (cloud-init, helpers.Paths).

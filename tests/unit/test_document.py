@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmsnap import config
-from vmsnap.document import Document, Mistaken, load, read, schema
+from vmsnap.document import Document, load, read
 from vmsnap.files import File
+from vmsnap.mistakes import Mistaken, schema
 
 ETC = Path("/etc")
 SH = "#!/bin/sh\nexit 0\n"
@@ -215,6 +216,8 @@ def test_a_script_without_an_interpreter_is_for_sh() -> None:
         ("apps/redis/scripts/post", "#!/bin/sh", "apps.redis.scripts.post", "nothing after"),
         ("scripts", {"pre": SH}, "scripts", "stands beside apps"),
         ("timer", True, "timer", "expected a calendar expression"),
+        ("timer", "", "timer", "expected a calendar expression"),
+        ("apps/redis/scripts/post", "exit 0\r\n", "apps.redis.scripts.post", "Windows"),
         ("timer", 5, "timer", "found a whole number"),
     ],
 )

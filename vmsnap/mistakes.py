@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be wrong with the document of `vmsnap provision`.
+
+Mistakes name keys and never show a value: cloud-init passes them on to files that everybody can
+read. As many as possible are told at once, since whoever wrote the document may have to create a
+machine to try the next one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmsnap import checks, config
+from vmsnap.process import output_of
+from vmsnap.trusted import encodable
+
+PLAIN_KEY = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """Something in the document that cannot be meant; `key` is a path such as apps.db.config."""
+
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.key else self.message
+
+
+class Mistaken(Exception):
+    """A document with mistakes in it."""
+
+    def __init__(self, mistakes: Iterable[Mistake]) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__("\n".join(map(str, self.mistakes)))
+
+
+def shown(path: Iterable[object]) -> str:
+    """A key path in words: apps.db.config.preScriptParams[0]."""
+    words = ""
+    for part in path:
+        if isinstance(part, int):
+            words += f"[{part}]"
+        else:
+            key = str(part)
+            words += "." * bool(words)
+            words += key if PLAIN_KEY.fullmatch(key) else json.dumps(key[:64])
+    return words
+
+
+def kind_of(value: object) -> str:
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+    return {**kinds, list: "a list", dict: "an object"}.get(type(value), "nothing (null)")
+
+
+# --- the form ------------------------------------------------------------------------------------
+
+
+def not_json(value: object, path: tuple[object, ...]) -> Iterator[Mistake]:
+    """What YAML or JSON can say and no configuration can hold."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            if isinstance(key, str):
+                yield from not_json(below, (*path, key))
+            else:
+                yield Mistake(shown(path), "found a key that is no string; put it in quotes")
+    elif isinstance(value, list):
+        for index, below in enumerate(value):
+            yield from not_json(below, (*path, index))
+    elif isinstance(value, str):
+        if not encodable(value) or "\0" in value:
+            yield Mistake(shown(path), "found half a character or a NUL, expected text")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield Mistake(shown(path), "found a number that is not finite")
+    elif not isinstance(value, (int, float, type(None))):
+        yield Mistake(shown(path), "found a date or binary data; put it in quotes")
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft-07) of the document, with that of an app in it."""
+    text = Path(__file__).with_name("provision.schema.json").read_text(encoding="utf-8")
+    whole: dict[str, Any] = json.loads(text)
+    app = config.schema()
+    whole["definitions"]["config"] = {
+        "description": app["description"],
+        "type": "object",
+        "additionalProperties": False,  # a typing error is found by nobody until the next restore
+        "properties": app["properties"],
+    }
+    return whole
+
+
+def against_schema(found: object) -> Iterator[Mistake]:
+    import jsonschema  # late: takes 70 ms
+
+    errors = jsonschema.Draft7Validator(schema()).iter_errors(found)
+    for error in sorted(errors, key=lambda error: list(map(str, error.path))):
+        path = tuple(error.path)
+        if "propertyNames" in error.schema_path:
+            yield Mistake(shown((*path, error.instance)), f"expected {config.PLAIN_WORD}")
+        elif error.validator == "additionalProperties":
+            known = list(error.schema["properties"])
+            for key in [key for key in error.instance if key not in known]:
+                yield Mistake(shown((*path, key)), f"unknown key; {nearest(key, known)}")
+        elif error.validator == "minProperties":
+            keys = error.schema.get("properties", ("a name",))
+            yield Mistake(shown(path), f"nothing is in it, expected {' or '.join(keys)}")
+        else:
+            wanted = config.expectation(error)
+            yield Mistake(shown(path), f"found {kind_of(error.instance)}, expected {wanted}")
+
+
+def nearest(key: str, known: list[str]) -> str:
+    lower = {word.lower(): word for word in known}
+    close = difflib.get_close_matches(key.lower(), lower, n=1)
+    if close:
+        return f"did you mean {lower[close[0]]!r}?"
+    return f"expected {', '.join(known)}"
+
+
+# --- the meaning ---------------------------------------------------------------------------------
+
+
+def contradictions(found: dict[str, Any], apps: dict[str, Any]) -> Iterator[Mistake]:
+    """What is wrong though every key and type is right."""
+    short = [key for key in ("config", "scripts", "azure") if key in found]
+    if "apps" in found and short:
+        yield Mistake(short[0], "stands beside apps, expected inside one of them")
+        return
+    for name, app in apps.items():
+        path = ("apps", name) if "apps" in found else ()
+        if not checks.APP_NAME.fullmatch(name):  # a $ in the schema also matches before "\n"
+            yield Mistake(shown(path or ("config", "appName")), f"expected {config.PLAIN_WORD}")
+        if app.get("config", {}).get("appName", name) != name:
+            yield Mistake(shown((*path, "config", "appName")), f"found a name that is not {name!r}")
+        yield from script_mistakes(app, path)
+    if found.get("timer") in (True, ""):
+        yield Mistake("timer", "expected a calendar expression, such as daily, or false")
+    azure = [name for name, app in apps.items() if app.get("azure")]
+    for name in azure[1:]:
+        yield Mistake(
+            shown(("apps", name, "azure")), f"the file is that of app {azure[0]!r} already"
+        )
+    for section, settings in found.get("conf", {}).items():
+        for key, value in settings.items():
+            yield from setting_mistakes(section, key, value)
+
+
+def script_mistakes(app: dict[str, Any], path: tuple[str, ...]) -> Iterator[Mistake]:
+    texts, settings = app.get("scripts", {}), app.get("config", {})
+    locations = {phase: settings.get(f"{phase}ScriptLocation") for phase in ("pre", "post")}
+    if not texts and not any(locations.values()):
+        yield Mistake(shown(path), "found no script, expected scripts with pre, post or both")
+    for phase, location in locations.items():
+        key = (*path, "config", f"{phase}ScriptLocation")
+        if location and phase in texts:
+            yield Mistake(shown(key), f"there is scripts.{phase} too, expected one of them")
+        elif location and not location.startswith("/"):
+            yield Mistake(shown(key), "expected an absolute path")
+    for phase, text in texts.items():
+        wrong = script_mistake(text)
+        if wrong:
+            yield Mistake(shown((*path, "scripts", phase)), wrong)
+
+
+def script_mistake(text: str) -> str:
+    """What keeps the kernel from running this text (execve(2)); "" if nothing does."""
+    first, newline, _ = text.partition("\n")
+    if not text.strip():
+        return "found an empty script"
+    if "\r\n" in text:
+        return "found the line ends of Windows, expected those of Unix"
+    if not first.startswith("#!"):
+        return ""  # /bin/sh runs it
+    program = (first[2:].split(maxsplit=1) or [""])[0]
+    if not newline:
+        return "found nothing after the first line"
+    if not program.startswith("/") or not os.access(program, os.X_OK):
+        return "found a first line (#!) that names no program of this machine"
+    return ""
+
+
+def setting_mistakes(section: str, key: str, value: object) -> Iterator[Mistake]:
+    path = shown(("conf", section, key))
+    text = config.spelled(value)
+    if not text.isprintable():  # a newline would begin another setting
+        yield Mistake(path, "expected one line of printable characters")
+        return
+    try:
+        if text.strip():
+            config.SETTINGS[section, key][1](text.strip())
+    except ValueError as e:
+        yield Mistake(path, f"expected {e}")
+
+
+def of_timer(timer: Any, conf: dict[str, Any], etc: Path) -> Iterator[Mistake]:
+    if timer is not None and etc != Path("/etc"):
+        yield Mistake("timer", f"it is systemd's, which reads /etc and not {etc}")
+        return
+    if not timer:
+        return
+    try:
+        calendar = ["systemd-analyze", "calendar", "--", timer]
+        wrong = not timer.isprintable() or output_of(calendar)[0] != 0
+    except OSError:
+        yield Mistake("timer", "systemd-analyze is not here to read it")
+        return
+    if wrong:
+        yield Mistake("timer", "expected a calendar expression of systemd.time(7), such as daily")
+    command = conf.get("snapshot", {}).get("command")
+    if command is None:
+        settings = checks.Inspection()
+        checks.inspect_settings(settings, etc)
+        command = settings.settings.command
+    if not command:
+        yield Mistake("timer", "there is no conf.snapshot.command for it to run")
