@@ -37,8 +37,11 @@ def handle(name, cfg, *positional, **named):
     """
     if "vmsnap" not in cfg:
         return
-    # What JSON cannot say, a date without quotes, is refused like everything that is no string.
-    document = json.dumps(cfg["vmsnap"], default=lambda _: None)
+    try:
+        # What JSON cannot say, a date without quotes, is refused like all that is no string.
+        document = json.dumps(cfg["vmsnap"], default=lambda _: None)
+    except (TypeError, ValueError):  # a date for a key, a mapping within itself
+        document = "null"  # so that vmsnap keeps the failure
     done = subprocess.run(
         [VMSNAP, "provision", "-"],
         input=document.encode(),

@@ -203,12 +203,18 @@ def init_command(arguments: argparse.Namespace) -> int:
 
 
 def provision_command(arguments: argparse.Namespace) -> int:
-    from vmsnap import provisioned
+    from vmsnap import lock, provisioned
     from vmsnap.document import load
-    from vmsnap.provision import provision
+    from vmsnap.mistakes import Mistake
+    from vmsnap.provision import make_root_only, provision
     from vmsnap.trusted import read_text, text_of
 
-    source = arguments.stdin or os.path.abspath(arguments.file)  # noqa: PTH100 - keeps ".."
+    if arguments.etc != Path("/etc") and arguments.state == Path("/var/lib/vmsnap"):
+        arguments.parser.error(
+            f"found --etc {arguments.etc} without --state, expected both: the outcome is not this "
+            "machine's"
+        )
+    source = arguments.stdin or str(Path.cwd() / arguments.file)
 
     def document() -> object:
         if arguments.stdin:
@@ -220,22 +226,28 @@ def provision_command(arguments: argparse.Namespace) -> int:
             text = read_text(source, forbidden=0o022)
         return load(text, yaml=not source.endswith(".json"))
 
-    outcome = provision(source, document, arguments.etc, arguments.dry_run)
-    if not arguments.dry_run:
-        provisioned.tell(outcome)
+    if arguments.dry_run:
+        done = provision(source, document, arguments.etc, dry_run=True)
+    else:
+        with lock.held(arguments.run, "of `vmsnap provision`"):  # scripts of a session must stay
+            killed = provisioned.Provisioning(source, problems=(Mistake("", "it was interrupted"),))
+            provisioned.record(killed, arguments.state)  # should we not live to know better
+            make_root_only(arguments.etc / "vmsnap")
+            done = provision(source, document, arguments.etc)
+            provisioned.record(done, arguments.state)
+        provisioned.tell(done)
     with whoever_reads():
         if arguments.json:
-            print_json(outcome.to_json())
-        elif not outcome.ok and not is_journal(2):
-            for mistake in outcome.problems:
-                complain(f"vmsnap provision: {mistake}")
-        elif outcome.ok:
+            print_json(done.to_json())
+        elif done.ok:
             would = "would write" if arguments.dry_run else "wrote"
-            lines = [f"{would} {path}" for path in outcome.written]
-            print("\n".join([*lines, *(f"unchanged: {path}" for path in outcome.unchanged)]))
-    if not arguments.dry_run:
-        provisioned.record(outcome, arguments.state)
-    return OK if outcome.ok else FAILED
+            lines = [f"{would} {path}" for path in done.written]
+            lines += [f"unchanged: {path}" for path in done.unchanged]
+            print("\n".join(lines) or "no file to write")
+        elif not is_journal(2):
+            for mistake in done.problems:
+                complain(f"vmsnap provision: {mistake}")
+    return OK if done.ok else FAILED
 
 
 def force_thaw(arguments: argparse.Namespace) -> int:

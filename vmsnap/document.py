@@ -5,11 +5,12 @@ and what can be wrong is in mistakes.py."""
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vmsnap import config
 from vmsnap.files import File
@@ -28,7 +29,7 @@ AZURE = "azure/VMSnapshotScriptPluginConfig.json"
 DROP_IN = "vmsnap/vmsnap.conf.d/50-provision.conf"
 TIMER_DROP_IN = "systemd/system/vmsnap-backup.timer.d/50-provision.conf"
 WRITTEN = "# Written by `vmsnap provision`, which replaces the whole file.\n"
-MOST_TOLD = 20  # mistakes; a document of another kind has as many as it has keys
+NUMBER = re.compile(r"[-+]?([0-9]{1,18}|[0-9]{0,18}\.[0-9]{0,18})")
 
 
 @dataclass(frozen=True)
@@ -66,37 +67,40 @@ def load_yaml(text: str) -> object:
             "python3-pyyaml), or give the document as JSON, in a file named *.json"
         ) from None
 
+    def refuse_at(mark: Any, words: str) -> NoReturn:
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise config.Incorrect(f"the document is no YAML that can be used{where}: {words}")
+
     class Loader(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]
-        """Without aliases, a few of which are enough to fill any memory, and without keys that are
-        there twice, of which the last would win silently."""
+        """Without aliases, a few of which are enough to fill any memory; without tags, which can
+        make anything of a value; without keys that are there twice, of which the last would win
+        silently; and without numbers that are meant for something else, such as 18:30."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call,unused-ignore]
-                event = self.peek_event()  # type: ignore[no-untyped-call,unused-ignore]
-                raise yaml.MarkedYAMLError(
-                    None, None, "found an alias (*), expected the value itself", event.start_mark
-                )
-            return super().compose_node(parent, index)
+            event = self.peek_event()  # type: ignore[no-untyped-call,unused-ignore]
+            if isinstance(event, yaml.AliasEvent):
+                refuse_at(event.start_mark, "found an alias (*), expected the value itself")
+            if getattr(event, "tag", None):
+                refuse_at(event.start_mark, "found a tag (!), expected a plain value")
+            node: Any = super().compose_node(parent, index)
+            if node.tag.endswith((":int", ":float")) and not NUMBER.fullmatch(node.value):
+                refuse_at(node.start_mark, "found a number that is not decimal; put it in quotes")
+            return node
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen = set()
+            seen: set[str] = set()
             for key, _ in node.value:
-                if isinstance(key.value, str) and key.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        None, None, f"found the key {shown((key.value,))} twice", key.start_mark
-                    )
+                if str(key.value) in seen:
+                    refuse_at(key.start_mark, f"found the key {shown((key.value,))} twice")
                 seen.add(str(key.value))
             return super().construct_mapping(node, deep)
 
     try:
         return yaml.load(text, Loader)
-    except yaml.MarkedYAMLError as e:  # without its excerpt of the text
-        mark = e.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise config.Incorrect(f"the document is no YAML: {where}{e.problem}") from None
-    except (yaml.YAMLError, ValueError) as e:  # a character or a date that cannot be
-        reason = getattr(e, "reason", "a value that cannot be read")
-        raise config.Incorrect(f"the document is no YAML: {reason}") from None
+    except yaml.MarkedYAMLError as e:  # what it says of the problem shows what it found
+        refuse_at(e.problem_mark, str(e.context or "it cannot be read"))
+    except (yaml.YAMLError, ValueError, ArithmeticError):  # characters and dates that cannot be
+        refuse_at(None, "found a character or a date that cannot be")
 
 
 # --- values -> files -----------------------------------------------------------------------------
@@ -121,7 +125,7 @@ def read(found: object, etc: Path) -> Document:
 def refuse(mistakes: Iterable[Mistake]) -> None:
     found = list(mistakes)
     if found:
-        raise Mistaken(found[:MOST_TOLD])
+        raise Mistaken(found)
 
 
 def apps_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:

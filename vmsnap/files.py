@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from errno import EISDIR
+from functools import partial
 from pathlib import Path
 
 from vmsnap.mountinfo import mount_id
@@ -30,25 +30,41 @@ def write_atomically(path: Path, data: bytes, mode: int) -> None:
 
 def write_all(files: Sequence[File]) -> None:
     """Write all of them or, after an OSError, none: no name changes before all content is on the
-    disk. Each is written atomically."""
-    staged: list[Path] = []
-    try:
-        for file in files:
-            if (
-                file.path.is_dir() and not file.path.is_symlink()
-            ):  # where a rename would fail, when others have succeeded
-                raise IsADirectoryError(EISDIR, os.strerror(EISDIR), os.fspath(file.path))
-            staged.append(file.path.with_name(f".{file.path.name}.{os.urandom(4).hex()}"))
-            stage(staged[-1], file)
-        for temporary, file in zip(staged, files):
-            temporary.rename(file.path)
-    except OSError:
-        for temporary in staged:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        raise
+    disk, and those that have changed are changed back. Each is written atomically."""
+    beside = [file.path.with_name(f".{file.path.name}.{os.urandom(4).hex()}") for file in files]
+    undo = contextlib.ExitStack()
+    with contextlib.ExitStack() as cleanup:
+        for file, temporary in zip(files, beside):
+            cleanup.callback(remove, temporary)
+            stage(temporary, file)
+        try:
+            for file, temporary in zip(files, beside):
+                if file is not files[-1]:  # after which there is nothing left to fail
+                    undo.callback(going_back(file.path, cleanup))
+                temporary.rename(file.path)
+        except OSError:
+            undo.close()
+            raise
     for directory in {file.path.parent for file in files}:
         sync(directory)
+
+
+def going_back(path: Path, cleanup: contextlib.ExitStack) -> Callable[[], object]:
+    """What to call to have the file again that is there now, or none."""
+    kept = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    try:
+        os.link(path, kept, follow_symlinks=False)
+    except FileNotFoundError:
+        return partial(remove, path)
+    except OSError as e:  # a directory is in the way
+        raise OSError(e.errno, e.strerror, os.fspath(path)) from None
+    cleanup.callback(remove, kept)
+    return partial(kept.rename, path)
+
+
+def remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def stage(temporary: Path, file: File) -> None:

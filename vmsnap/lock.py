@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 LOCK = "lock"
@@ -53,6 +54,17 @@ def acquire(run: Path, session: str) -> int:
         os.ftruncate(fd, 0)
         os.pwrite(fd, words(session, os.getpid()).encode(), 0)
     return fd
+
+
+@contextlib.contextmanager
+def held(run: Path, whose: str) -> Iterator[None]:
+    """For work that no session may run into. Raises as prepare and acquire do."""
+    prepare(run)
+    fd = acquire(run, whose)
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 def words(session: str, process: int) -> str:

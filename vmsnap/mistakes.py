@@ -13,15 +13,19 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vmsnap import checks, config
 from vmsnap.process import output_of
-from vmsnap.trusted import encodable
+from vmsnap.trusted import Unreadable, Untrusted, encodable, open_trusted
 
+MOST_TOLD = 20  # mistakes; a document of another kind has as many as it has keys
+BLANKS = " \t"  # what separates the words of a #! (fs/binfmt_script.c)
 PLAIN_KEY = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -39,8 +43,10 @@ class Mistake:
 class Mistaken(Exception):
     """A document with mistakes in it."""
 
-    def __init__(self, mistakes: Iterable[Mistake]) -> None:
-        self.mistakes = tuple(mistakes)
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        more = len(mistakes) - MOST_TOLD
+        rest = [Mistake("", f"there are {more} mistakes more")] if more > 0 else []
+        self.mistakes = (*mistakes[:MOST_TOLD], *rest)
         super().__init__("\n".join(map(str, self.mistakes)))
 
 
@@ -164,8 +170,8 @@ def script_mistakes(app: dict[str, Any], path: tuple[str, ...]) -> Iterator[Mist
         key = (*path, "config", f"{phase}ScriptLocation")
         if location and phase in texts:
             yield Mistake(shown(key), f"there is scripts.{phase} too, expected one of them")
-        elif location and not location.startswith("/"):
-            yield Mistake(shown(key), "expected an absolute path")
+        elif location and not can_run(location):
+            yield Mistake(shown(key), "expected a script of root's alone (0700) that is there")
     for phase, text in texts.items():
         wrong = script_mistake(text)
         if wrong:
@@ -179,14 +185,28 @@ def script_mistake(text: str) -> str:
         return "found an empty script"
     if "\r\n" in text:
         return "found the line ends of Windows, expected those of Unix"
-    if not first.startswith("#!"):
-        return ""  # /bin/sh runs it
-    program = (first[2:].split(maxsplit=1) or [""])[0]
+    if not first.startswith("#!"):  # /bin/sh runs it
+        hidden = text.lstrip("\ufeff \t\n").startswith("#!")
+        return "found #! that is not at the very beginning" if hidden else ""
     if not newline:
         return "found nothing after the first line"
-    if not program.startswith("/") or not os.access(program, os.X_OK):
+    program, _, argument = first[2:].strip(BLANKS).replace("\t", " ").partition(" ")
+    programs = [program]
+    if Path(program).name == "env" and re.fullmatch("[a-z0-9.]+", argument.strip(BLANKS)):
+        programs.append(shutil.which(argument.strip(BLANKS)) or "")
+    if not all(p.startswith("/") and Path(p).is_file() and os.access(p, os.X_OK) for p in programs):
         return "found a first line (#!) that names no program of this machine"
     return ""
+
+
+def can_run(location: str) -> bool:
+    """As the checks have it."""
+    try:
+        fd = open_trusted(location, 0o7077)
+    except (OSError, Untrusted, Unreadable):
+        return False
+    with open(fd, "rb"):
+        return bool(os.fstat(fd).st_mode & stat.S_IXUSR)
 
 
 def setting_mistakes(section: str, key: str, value: object) -> Iterator[Mistake]:
@@ -210,14 +230,15 @@ def of_timer(timer: Any, conf: dict[str, Any], etc: Path) -> Iterator[Mistake]:
         return
     try:
         calendar = ["systemd-analyze", "calendar", "--", timer]
-        wrong = not timer.isprintable() or output_of(calendar)[0] != 0
+        code, told, _ = output_of(calendar)
+        wrong = not timer.isprintable() or code or "elapse: never" in told
     except OSError:
         yield Mistake("timer", "systemd-analyze is not here to read it")
         return
     if wrong:
-        yield Mistake("timer", "expected a calendar expression of systemd.time(7), such as daily")
-    command = conf.get("snapshot", {}).get("command")
-    if command is None:
+        yield Mistake("timer", "expected a time to come, as in systemd.time(7): daily")
+    command: Any = config.spelled(conf.get("snapshot", {}).get("command", "")).strip()
+    if "command" not in conf.get("snapshot", {}):
         settings = checks.Inspection()
         checks.inspect_settings(settings, etc)
         command = settings.settings.command

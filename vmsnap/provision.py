@@ -14,10 +14,10 @@ from pathlib import Path
 from vmsnap import checks
 from vmsnap.document import read
 from vmsnap.errors import Impossible
-from vmsnap.files import File, make_directories, write_all
+from vmsnap.files import File, make_directories, sync, write_all
 from vmsnap.mistakes import Mistake, Mistaken
 from vmsnap.process import output_of
-from vmsnap.provisioned import Outcome
+from vmsnap.provisioned import Provisioning
 from vmsnap.trusted import Unreadable, Untrusted
 
 TIMER = "vmsnap-backup.timer"
@@ -94,37 +94,45 @@ def init(etc: Path, name: str) -> Written:
     return written
 
 
-def provision(source: str, load: Callable[[], object], etc: Path, dry_run: bool = False) -> Outcome:
-    """Put the document that is loaded from `source` into effect below `etc`, all of it or nothing.
-    Whatever goes wrong is in the outcome."""
+def provision(
+    source: str, load: Callable[[], object], etc: Path, dry_run: bool = False
+) -> Provisioning:
+    """Put the document that is loaded from `source` into effect below `etc`. Whatever goes wrong is
+    in what is returned: with the document, and then nothing was written, or besides it."""
+    missing: list[File] = []
+    there: list[File] = []
+    problems: list[Mistake] = []
     try:
         document = read(load(), etc)
         there = [file for file in document.files if is_there(file)]
-        missing = [file for file in document.files if file not in there]
+        wanted = [file for file in document.files if file not in there]
         if not dry_run:
-            write(missing)
-            make_root_only(etc / "vmsnap")
+            write(wanted)
+        missing = wanted
+        if not dry_run:
             set_timer(document.timer, any(TIMER in str(file.path) for file in missing))
-        return Outcome(
-            source,
-            problems=() if dry_run else tuple(disorder(document.apps, etc)),
-            written=tuple(str(file.path) for file in missing),
-            unchanged=tuple(str(file.path) for file in there),
-        )
+            problems += disorder(document.apps, etc)
     except Mistaken as e:
-        return Outcome(source, problems=e.mistakes)
+        problems += e.mistakes
     except (Untrusted, Unreadable, TimerRefused) as e:
-        reason = str(e)
+        problems.append(Mistake("", str(e)))
     except OSError as e:
-        reason = f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror)
-    return Outcome(source, problems=(Mistake("", reason),))
+        where = e.filename2 or e.filename
+        problems.append(Mistake("", f"{where}: {e.strerror}" if where else str(e.strerror)))
+    return Provisioning(
+        source,
+        problems=tuple(problems),
+        written=tuple(str(file.path) for file in missing),
+        unchanged=tuple(str(file.path) for file in there),
+    )
 
 
 def disorder(apps: tuple[str, ...], etc: Path) -> Iterator[Mistake]:
     """What is wrong all the same, in words that say nothing of what the files hold."""
     found = checks.inspect(etc)
     for problem in found.errors:
-        yield Mistake("", f"{problem.path}: {problem.kind.label}; `vmsnap check` says more")
+        where = f"app {problem.subject}" if problem.subject else problem.path
+        yield Mistake("", f"{where}: {problem.kind.label}; `vmsnap check` says more")
     ignored = set(apps) - {app.name for app in found.apps}
     if ignored and not found.errors:
         names = ", ".join(sorted(ignored))
@@ -144,6 +152,8 @@ def write(files: list[File]) -> None:
         for file in files:
             made += make_directories(file.path.parent, 0o755 if file.mode & 0o004 else 0o700)
         write_all(files)
+        for directory in made:
+            sync(directory.parent)
     except OSError:
         for directory in reversed(made):
             with contextlib.suppress(OSError):
@@ -156,7 +166,7 @@ def is_there(file: File) -> bool:
         status = file.path.lstat()
         return (
             stat.S_ISREG(status.st_mode)
-            and (stat.S_IMODE(status.st_mode), status.st_uid) == (file.mode, 0)
+            and (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (file.mode, 0, 0)
             and file.path.read_bytes() == file.data
         )
     except OSError:

@@ -38,8 +38,9 @@ def instance_id() -> str:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """`source` is the path of the document or "-"; the paths are of configuration files."""
+class Provisioning:
+    """How one went. `source` is the path of the document or "-"; the other paths are of
+    configuration files."""
 
     source: str
     instance: str = field(default_factory=instance_id)
@@ -56,13 +57,13 @@ class Outcome:
         return {"version": 1, "ok": self.ok, **asdict(self)}
 
 
-def record(outcome: Outcome, state: Path) -> None:
+def record(outcome: Provisioning, state: Path) -> None:
     """Raises OSError."""
     make_private(state)
     write_atomically(state / RECORD, (json.dumps(outcome.to_json()) + "\n").encode(), 0o600)
 
 
-def tell(outcome: Outcome) -> None:
+def tell(outcome: Provisioning) -> None:
     """In the journal."""
     if not outcome.ok:
         tell_problems([problem(outcome, "\n".join(map(str, outcome.problems)))])
@@ -71,16 +72,16 @@ def tell(outcome: Outcome) -> None:
     Journal().send(f"provisioned from {outcome.source}: {counts}", Event.PROVISIONED.value)
 
 
-def problem(outcome: Outcome, words: str) -> Problem:
+def problem(outcome: Provisioning, words: str) -> Problem:
     return Problem(Severity.ERROR, Kind.PROVISIONING_FAILED, outcome.source, words)
 
 
-def recorded(state: Path) -> Outcome | None:
+def recorded(state: Path) -> Provisioning | None:
     """None if nothing was provisioned on this instance, or if nobody can read what was said."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((state / RECORD).read_text(encoding="utf-8"))
         if found["instance"] == instance_id():
-            return Outcome(
+            return Provisioning(
                 found["source"],
                 found["instance"],
                 found["at"],
@@ -91,7 +92,7 @@ def recorded(state: Path) -> Outcome | None:
     return None
 
 
-def in_words(outcome: Outcome) -> str:
+def in_words(outcome: Provisioning) -> str:
     """One line on one that failed."""
     source = "" if outcome.source == "-" else f" of {outcome.source}"
     more = f" (and {len(outcome.problems) - 1} more)" if len(outcome.problems) > 1 else ""

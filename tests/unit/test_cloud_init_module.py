@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import datetime
 import importlib.util
 import inspect
 import json
@@ -94,10 +95,18 @@ def test_a_failure_is_an_exception_with_what_vmsnap_said(
 
 
 def test_a_date_without_quotes_is_no_string(module: ModuleType, vmsnap: Vmsnap) -> None:
-    import datetime
-
     module.handle("vmsnap", {"vmsnap": {"timer": datetime.date(2026, 11, 23)}}, None)
     assert vmsnap.documents == [{"timer": None}]
+
+
+def test_what_cannot_be_told_at_all_still_reaches_vmsnap_which_keeps_the_failure(
+    module: ModuleType, vmsnap: Vmsnap
+) -> None:
+    itself: dict[str, object] = {}
+    itself["conf"] = itself
+    for document in ({datetime.date(2026, 11, 23): 1}, itself):
+        module.handle("vmsnap", {"vmsnap": document}, None)
+    assert vmsnap.documents == [None, None]
 
 
 def test_what_cloud_init_asks_of_a_module_is_there(module: ModuleType) -> None:

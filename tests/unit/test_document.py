@@ -16,9 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmsnap import config
+from vmsnap import mistakes as mistakes_of_a_document
 from vmsnap.document import Document, load, read
 from vmsnap.files import File
 from vmsnap.mistakes import Mistaken, schema
+
+from .worlds import Etc
 
 ETC = Path("/etc")
 SH = "#!/bin/sh\nexit 0\n"
@@ -33,6 +36,12 @@ WHOLE: dict[str, Any] = {
     },
     "conf": {"freeze": {"hold": 30, "exclude": ["/srv/a b", "/mnt"]}},
 }
+
+
+@pytest.fixture(autouse=True)
+def script_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = mistakes_of_a_document.can_run
+    monkeypatch.setattr(mistakes_of_a_document, "can_run", lambda p: p == "/opt/pre" or real(p))
 
 
 def files(document: Document) -> dict[str, File]:
@@ -159,6 +168,25 @@ def test_a_script_without_an_interpreter_is_for_sh() -> None:
     assert read({"scripts": {"pre": "exit 0"}}, ETC).apps == ("app",)
 
 
+@pytest.mark.parametrize(
+    "first", ["#!/bin/sh", "#! /bin/sh -e", "#!\t/bin/sh\t-e", "#!/usr/bin/env python3"]
+)
+def test_a_first_line_that_the_kernel_understands_is_good(first: str) -> None:
+    assert read({"scripts": {"pre": f"{first}\nexit\n"}}, ETC).apps == ("app",)
+
+
+ROOTS_ALONE = ("apps.redis.config.preScriptLocation", "a script of root's alone")
+
+
+def test_a_script_of_the_image_must_be_one_that_root_alone_can_change(etc: Etc) -> None:
+    path = etc.write("scripts/pre", SH, 0o700)
+    found = {"config": {"preScriptLocation": str(path)}}
+    assert read(found, ETC).apps == ("app",)
+    for mode in (0o600, 0o770, 0o755):
+        path.chmod(mode)
+        assert set(mistakes(found)) == {"config.preScriptLocation"}
+
+
 # --- mistakes ------------------------------------------------------------------------------------
 
 
@@ -207,8 +235,17 @@ def test_a_script_without_an_interpreter_is_for_sh() -> None:
             "apps/redis/config/preScriptLocation",
             "\n",
             "apps.redis.config.preScriptLocation",
-            "absolute path",
+            "a script of root's alone",
         ),
+        ("apps/redis/config/preScriptLocation", "/bin/sh", *ROOTS_ALONE),
+        ("apps/redis/config/preScriptLocation", "/no/script", *ROOTS_ALONE),
+        ("apps/redis/scripts/post", "#!/ bin/sh\nx\n", "apps.redis.scripts.post", "no program"),
+        ("apps/redis/scripts/post", "#!/usr/bin\nx\n", "apps.redis.scripts.post", "no program"),
+        ("apps/redis/scripts/post", "#!/bin/sh\xa0-e\nx", "apps.redis.scripts.post", "no program"),
+        ("apps/redis/scripts/post", "#!/bin/sh\f\nx", "apps.redis.scripts.post", "no program"),
+        ("apps/redis/scripts/post", "#!/usr/bin/env nope\nx", "apps.redis.scripts.post", "no prog"),
+        ("apps/redis/scripts/post", "\n#!/bin/sh\nx", "apps.redis.scripts.post", "very beginning"),
+        ("apps/redis/scripts/post", "\ufeff#!/bin/sh\nx", "apps.redis.scripts.post", "very begin"),
         ("apps/redis/scripts/post", " \n", "apps.redis.scripts.post", "empty"),
         ("apps/redis/scripts/post", "#!/no/sh\nx\n", "apps.redis.scripts.post", "no program"),
         ("apps/redis/scripts/post", "#! sh\nx\n", "apps.redis.scripts.post", "no program"),
@@ -243,6 +280,13 @@ def test_what_is_no_document_at_all_is_told(found: object, words: str) -> None:
 def test_all_mistakes_of_a_kind_are_told_at_once() -> None:
     told = mistakes({"a": 1, "b": 2, "conf": {"freeze": {"holt": 3}}, "timer": 4})
     assert set(told) == {"a", "b", "conf.freeze.holt", "timer"}
+
+
+def test_more_mistakes_than_anybody_reads_are_counted() -> None:
+    with pytest.raises(Mistaken) as caught:
+        read({f"key{number}": 1 for number in range(50)}, ETC)
+    assert len(caught.value.mistakes) == 21
+    assert "there are 30 mistakes more" in str(caught.value)
 
 
 def test_only_one_app_can_be_azure_s() -> None:
@@ -306,16 +350,27 @@ def test_yaml_and_json_say_the_same() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: [1", "line 1, column 6"),
+        ("a: [1", "line 1, column 6: while parsing a flow sequence"),
         ("a: 1\na: 2\n", "line 2, column 1: found the key a twice"),
+        ("a: !hunter2 x", "line 1, column 4: found a tag"),
+        ("a: !hunter2!x y", "no YAML"),
+        ("%TAG ! hunter2\n", "no YAML"),
+        ("a: !!bool hunter2", "found a tag"),
+        ("a: !!int ''", "found a tag"),
+        ("a: !!map [x]", "found a tag"),
+        ('a: "\\q"', "while scanning a double-quoted scalar"),
+        ("a: 18:30", "found a number that is not decimal; put it in quotes"),
+        ("a: 1:1.5", "found a number that is not decimal"),
+        ("a: 0x" + "f" * 5000, "found a number that is not decimal"),
+        ("? [a]\n: b", "while constructing a mapping"),
         ("a: &x [1]\nb: *x\n", "line 2, column 4: found an alias"),
         ("a: &x [*x]\n", "found an alias"),
         ("a: 2026-11-23\n", "a: found a date"),
         ("a: 2026-99-99\n", "no YAML"),
         ("a: !!python/name:os.system x\n", "no YAML"),
         ("1: x\n", "found a key that is no string"),
-        ("a: .inf\n", "a: found a number that is not finite"),
-        ("a: !!binary aGk=\n", "a: found a date or binary data"),
+        ("a: .inf\n", "found a number that is not decimal"),
+        ("a: !!binary aGk=\n", "found a tag"),
         ("a: x\n---\nb: x\n", "no YAML"),
         ("\ta: x", "no YAML"),
         ("a: \x01", "no YAML"),
@@ -327,6 +382,7 @@ def test_yaml_that_no_configuration_can_hold_is_one_clear_error(text: str, words
     with pytest.raises(Mistaken) as caught:
         load(text, yaml=True)
     assert words in str(caught.value)
+    assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vmsnap import provisioned
+from vmsnap import lock, provisioned
 from vmsnap.cli import main
 from vmsnap.provisioned import recorded
 
@@ -39,7 +39,7 @@ class Provisioning:
 
     def __init__(self, etc: Etc, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
         self.etc, self.directory = etc, etc.root.parent
-        self.state = self.directory / "state"
+        self.state, self.runtime = self.directory / "state", self.directory / "run"
         self.instance = self.directory / "instance-id"
         self.instance.write_text("i-1\n")
         self._monkeypatch, self._capsys = monkeypatch, capsys
@@ -47,7 +47,8 @@ class Provisioning:
         self.out = self.err = ""
 
     def run(self, *words: str) -> int:
-        code = main([*words, "--etc", str(self.etc.root), "--state", str(self.state)])
+        where = {"--etc": self.etc.root, "--run": self.runtime, "--state": self.state}
+        code = main([*words, *(str(word) for option in where.items() for word in option)])
         self.out, self.err = self._capsys.readouterr()
         return code
 
@@ -144,13 +145,41 @@ def test_of_a_document_with_a_mistake_nothing_is_written(provisioning: Provision
     assert "confi: unknown key; did you mean" in provisioning.err
 
 
+@pytest.mark.parametrize("fails", range(1, len(WRITTEN) + 1))
+def test_a_rename_that_fails_is_the_last_and_those_before_it_are_undone(
+    provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    """As for a file that is a mount point, or one that cannot be changed (chattr +i)."""
+    provisioning.provision({"conf": {"freeze": {"hold": 9}}})
+    before, directories = provisioning.identities(), sorted(provisioning.etc.root.rglob("*"))
+    left, real = fails, Path.rename
+
+    def sometimes(self: Path, target: Path) -> Path:
+        nonlocal left
+        left -= provisioning.etc.root in target.parents
+        if left == 0:
+            left = -1
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(self), None, str(target))
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", sometimes)
+        assert provisioning.provision(GOOD, "--json") == 1
+    assert json.loads(provisioning.out)["written"] == []
+    (told,) = json.loads(provisioning.out)["problems"]
+    assert told["message"].startswith(f"{provisioning.etc.root}/vmsnap/")
+    assert "/." not in told["message"]
+    assert provisioning.identities() == before
+    assert sorted(provisioning.etc.root.rglob("*")) == directories
+
+
 @pytest.mark.parametrize("survives", range(len(WRITTEN)))
 def test_a_full_disk_leaves_everything_as_it_was(
     provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch, survives: int
 ) -> None:
     provisioning.provision({"conf": {"freeze": {"hold": 9}}})
     before, directories = provisioning.identities(), sorted(provisioning.etc.root.rglob("*"))
-    left, real = survives, os.fsync
+    left, real = survives + 2, os.fsync  # two for the outcome: the file and its directory
 
     def sometimes(fd: int) -> None:
         nonlocal left
@@ -322,13 +351,58 @@ def test_where_cloud_init_never_ran_a_failure_is_kept_as_well(
     assert provisioning.run("status") == 1
 
 
-def test_a_full_disk_does_not_hide_what_is_wrong_with_the_document(
+def test_where_no_outcome_can_be_kept_nothing_is_written(
     provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Or an earlier success would stand for this one."""
+
     def full(_fd: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    assert provisioning.provision(BAD) == 1
-    assert "confi: unknown key" in provisioning.err
+    assert provisioning.provision(GOOD, "--json") == 1
+    assert provisioning.out == ""
     assert "No space left on device" in provisioning.err
+    assert provisioning.files() == {}
+
+
+def test_who_is_killed_has_failed(
+    provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    provisioning.provision(GOOD)
+    with monkeypatch.context() as patch:
+        patch.setattr("vmsnap.provision.write", die)
+        with pytest.raises(Killed):
+            provisioning.provision({"conf": {"freeze": {"hold": 9}}})
+    assert provisioning.run("status") == 1
+    assert "it was interrupted" in provisioning.out
+
+
+def test_another_etc_is_not_recorded_as_this_machine_s(
+    provisioning: Provisioning, capsys: Capture
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["provision", "-", "--etc", str(provisioning.etc.root)])
+    assert caught.value.code == 2
+    assert "--state" in capsys.readouterr().err
+
+
+def test_the_scripts_of_a_session_in_progress_stay(provisioning: Provisioning) -> None:
+    """A post-script that is not the one that was checked is not run."""
+    provisioning.provision(GOOD)
+    before = provisioning.identities()
+    changed = {"apps": {"db": {"scripts": {"pre": SH + "#\n"}}}}
+    descriptor = lock.acquire(provisioning.runtime, "somebody's")
+    try:
+        assert provisioning.provision(changed) == 75
+        assert provisioning.identities() == before
+        assert provisioning.provision(changed, "--dry-run") == 0
+    finally:
+        os.close(descriptor)
+    assert provisioning.provision(changed) == 0
