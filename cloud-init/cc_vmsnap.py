@@ -8,6 +8,7 @@ of each, so: the standard library only, Python 3.6, and nothing of vmsnap is imp
 
 import json
 import subprocess
+import sys
 
 VMSNAP = "/usr/bin/vmsnap"
 MOST = 2000  # characters of an error
@@ -48,5 +49,7 @@ def handle(name, cfg, *positional, **named):
         stderr=subprocess.PIPE,
         check=False,
     )
+    told = done.stderr.decode("utf-8", "replace")
+    sys.stderr.write(told)  # to the console and cloud-init-output.log, where the exception is not
     if done.returncode:
-        raise RuntimeError(done.stderr.decode("utf-8", "replace").strip()[:MOST])
+        raise RuntimeError(told.strip()[:MOST])

@@ -80,11 +80,8 @@ class Container:
             self._set_stage(image.ensure(recipe))
             (prepare or install)(self.root)
             self._keep()
-            with self.guarded(BOOT):
-                self._boot()
-                self.assert_only_own_filesystems()
+            self._boot()
             self.active = self._active_units()
-            self.cursor = self._last_cursor()
         except BaseException as e:
             console = self.console  # gone with the directory
             self.close()
@@ -100,7 +97,12 @@ class Container:
         (self.directory / "root").mkdir(mode=0o700)
         for cgroup in cgroups(self.directory):
             cgroup.mkdir()
-        argv = [sys.executable, "-B", "-m", "tests.system.stage", str(self.directory)]
+        self._mount(copy)
+        copy.unlink()  # the loop device keeps it for as long as it is needed
+        self._own(self.root)
+
+    def _mount(self, disk: Path) -> None:
+        argv = [sys.executable, "-B", "-m", "tests.system.stage", str(self.directory), str(disk)]
         with self.log.open("wb") as log:
             self.stage = subprocess.Popen(
                 argv, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
@@ -109,8 +111,6 @@ class Container:
             )  # fmt: skip
         assert self.stage.stdout
         assert self.stage.stdout.readline() == b"ready\n", "nothing to boot from"
-        copy.unlink()  # the loop device keeps it for as long as it is needed
-        self._own(self.root)
 
     def _keep(self) -> None:
         for name in RESTORED:
@@ -118,9 +118,25 @@ class Container:
                 (self.directory / "installed" / name).parent.mkdir(parents=True, exist_ok=True)
                 call("cp", "-a", self.root / name, self.directory / "installed" / name)
 
+    def reboot(self) -> None:
+        """Power it off and boot it again: what is on its disk is as it was, and nothing else."""
+        self._end_commands()
+        assert self.stage
+        self._end_stage(self.stage)
+        (device,) = self.thawers  # which keeps the loop device as well
+        self._mount(Path("/dev/loop" + device.partition(":")[2]))
+        self._boot()
+
     def _boot(self) -> None:
+        with self.guarded(BOOT):
+            self._start()
+            self.assert_only_own_filesystems()
+        self.cursor = self._last_cursor()
+
+    def _start(self) -> None:
         assert self.stage
         assert self.stage.stdin
+        (self.directory / "notify").unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(str(self.directory / "notify"))
             self.stage.stdin.write(b"boot\n")

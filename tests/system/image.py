@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 DIRECTORY = Path(__file__).parents[2] / "build/images"
@@ -133,7 +133,14 @@ DNF = Recipe(
     suite="bookworm",
     packages=(*SYSTEM, "dnf", "rpm", "python3", "python3-distro", "python3-jsonschema"),
 )
-RECIPES = (BOOKWORM, DEBIAN11, DEBIAN12, DEBIAN13, DNF)
+# As in the image of a cloud, whose first boot is yet to come.
+CLOUD = ("cloud-init", "iproute2")
+CLOUD12, CLOUD13 = (
+    Recipe(name=f"cloud{number}", suite=suite, packages=(*SYSTEM, *CLOUD), downloaded=OURS)
+    for number, suite in ((12, "bookworm"), (13, "trixie"))
+)
+CLOUD_DNF = replace(DNF, name="clouddnf", packages=(*DNF.packages, *CLOUD))
+RECIPES = (BOOKWORM, DEBIAN11, DEBIAN12, DEBIAN13, DNF, CLOUD12, CLOUD13, CLOUD_DNF)
 
 
 def label(image: Path) -> str:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that becomes systemd-nspawn, in a mount namespace of its own: the stage.
 
-    python -m tests.system.stage DIRECTORY
+    python -m tests.system.stage DIRECTORY DISK
 
-mounts DIRECTORY/root.img, says "ready", and boots it when it gets a word on stdin. What it mounts
-ends with it. container.py does the rest.
+mounts DISK (an image, or a loop device), says "ready", and boots it when it gets a word on stdin.
+What it mounts ends with it. container.py does the rest.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def cgroups(directory: Path) -> list[Path]:
     return [base / directory.name for base in bases if (base / "cgroup.procs").exists()]
 
 
-def stage(directory: Path) -> None:
+def stage(directory: Path, disk: str) -> None:
     """The process that becomes systemd-nspawn: makes its mounts, waits for a word, and boots."""
     # nspawn takes SIGTERM for "shut it down"; killed, it would leave the container running.
     kernel.check(kernel.libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0))
@@ -40,7 +40,7 @@ def stage(directory: Path) -> None:
     for cgroup in cgroups(directory):
         (cgroup / "cgroup.procs").write_text("0")
     root = directory / "root"
-    call("mount", "-o", "loop", directory / "root.img", root)
+    call("mount", disk, root)
     # Of these nspawn binds parts into the container, which must not be the machine's disk.
     release = Path("/usr/lib/os-release").resolve()
     text = release.read_bytes()
@@ -55,4 +55,4 @@ def stage(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    stage(Path(sys.argv[1]))
+    stage(Path(sys.argv[1]), sys.argv[2])

@@ -128,5 +128,5 @@ def test_it_is_python_3_6_and_imports_the_standard_library_only() -> None:
     imported = {
         name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
     }
-    assert imported == {"json", "subprocess"}
+    assert imported == {"json", "subprocess", "sys"}
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
