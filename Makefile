@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python -B
 # What vmsnap imports; what tests, demo and bench run; what makes packages and repositories.
 PACKAGES := python3-distro python3-sdnotify python3-jsonschema python3-yaml \
 	python3-venv e2fsprogs xfsprogs btrfs-progs dosfstools util-linux mount procps \
-	qemu-guest-agent shellcheck mmdebstrap systemd-container \
+	qemu-guest-agent qemu-system-x86 shellcheck mmdebstrap systemd-container \
 	zsh fish man-db groff-base bash-completion \
 	dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools python3-wheel \
 	lintian rpm rpmlint createrepo-c apt-utils gnupg debian-archive-keyring

@@ -140,7 +140,9 @@ CLOUD12, CLOUD13 = (
     for number, suite in ((12, "bookworm"), (13, "trixie"))
 )
 CLOUD_DNF = replace(DNF, name="clouddnf", packages=(*DNF.packages, *CLOUD))
-RECIPES = (BOOKWORM, DEBIAN11, DEBIAN12, DEBIAN13, DNF, CLOUD12, CLOUD13, CLOUD_DNF)
+# For a machine with a kernel of its own (tests/vm).
+VM = replace(CLOUD12, name="vm", packages=(*CLOUD12.packages, "udev", "linux-image-cloud-amd64"))
+RECIPES = (BOOKWORM, DEBIAN11, DEBIAN12, DEBIAN13, DNF, CLOUD12, CLOUD13, CLOUD_DNF, VM)
 
 
 def label(image: Path) -> str:
