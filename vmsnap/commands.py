@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from vmsnap.session import Options
 
 
+SESSION_PATIENCE = 300.0  # seconds until a session must have ended
+
+
 class Refused(Exception):
     """No session was begun, for a reason of the catalogue."""
 
@@ -229,7 +232,13 @@ def provision_command(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         done = provision(source, document, arguments.etc, dry_run=True)
     else:
-        with lock.held(arguments.run, "of `vmsnap provision`"):  # scripts of a session must stay
+        show = show_phase()
+        with contextlib.ExitStack() as stack:
+            stack.callback(show, "")
+            show("wait")
+            # The scripts of a session must stay as they were checked.
+            stack.enter_context(lock.held(arguments.run, "vmsnap provision", SESSION_PATIENCE))
+            show("")
             killed = provisioned.Provisioning(source, problems=(Mistake("", "it was interrupted"),))
             provisioned.record(killed, arguments.state)  # should we not live to know better
             make_root_only(arguments.etc / "vmsnap")

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 LOCK = "lock"
 
@@ -57,14 +59,33 @@ def acquire(run: Path, session: str) -> int:
 
 
 @contextlib.contextmanager
-def held(run: Path, whose: str) -> Iterator[None]:
-    """For work that no session may run into. Raises as prepare and acquire do."""
+def held(run: Path, whose: str, patience: float) -> Iterator[None]:
+    """For work that no session may run into; one in progress may end within `patience` seconds.
+    Raises as prepare and acquire do."""
     prepare(run)
+    with contextlib.suppress(OSError, InProgress):
+        await_end(run, patience)
     fd = acquire(run, whose)
     try:
         yield
     finally:
         os.close(fd)
+
+
+def await_end(run: Path, patience: float) -> None:
+    """Wait until nobody has the lock. Raises InProgress, and OSError if nobody ever had it."""
+
+    def give_up(*_: object) -> NoReturn:
+        raise InProgress
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, patience)
+    try:
+        with open(run / LOCK, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def words(session: str, process: int) -> str:

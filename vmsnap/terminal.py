@@ -22,6 +22,7 @@ def show_phase() -> Callable[[str], None]:
         "freeze": "frozen, taking the snapshot",
         "thaw": "thawed",
         "post": "running post-scripts",
+        "wait": "waiting for the session in progress to end",
         "begin": "waiting for everything to be frozen",
         "end": "waiting for the thaw and the post-scripts",
     }

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -393,11 +394,24 @@ def test_another_etc_is_not_recorded_as_this_machine_s(
     assert "--state" in capsys.readouterr().err
 
 
-def test_the_scripts_of_a_session_in_progress_stay(provisioning: Provisioning) -> None:
+def test_a_session_in_progress_is_waited_for(provisioning: Provisioning) -> None:
+    """As in a first boot whose timer is faster."""
+    lock.prepare(provisioning.runtime)
+    descriptor = lock.acquire(provisioning.runtime, "somebody's")
+    ending = threading.Timer(0.1, os.close, [descriptor])
+    ending.start()
+    assert provisioning.provision(GOOD) == 0
+    ending.join()
+
+
+def test_the_scripts_of_a_session_in_progress_stay(
+    provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A post-script that is not the one that was checked is not run."""
     provisioning.provision(GOOD)
     before = provisioning.identities()
     changed = {"apps": {"db": {"scripts": {"pre": SH + "#\n"}}}}
+    monkeypatch.setattr("vmsnap.commands.SESSION_PATIENCE", 0.1)
     descriptor = lock.acquire(provisioning.runtime, "somebody's")
     try:
         assert provisioning.provision(changed) == 75
