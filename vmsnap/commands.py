@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from vmsnap.terminal import (
 )
 
 if TYPE_CHECKING:
+    from vmsnap.provisioned import Provisioning
     from vmsnap.result import Result
     from vmsnap.session import Options
 
@@ -206,45 +208,19 @@ def init_command(arguments: argparse.Namespace) -> int:
 
 
 def provision_command(arguments: argparse.Namespace) -> int:
-    from vmsnap import lock, provisioned
-    from vmsnap.document import load
-    from vmsnap.mistakes import Mistake
-    from vmsnap.provision import make_root_only, provision
-    from vmsnap.trusted import read_text, text_of
+    from vmsnap.provision import provision
 
     if arguments.etc != Path("/etc") and arguments.state == Path("/var/lib/vmsnap"):
         arguments.parser.error(
             f"found --etc {arguments.etc} without --state, expected both: the outcome is not this "
             "machine's"
         )
-    source = arguments.stdin or str(Path.cwd() / arguments.file)
-
-    def document() -> object:
-        if arguments.stdin:
-            return load(text_of(sys.stdin.buffer, "stdin"), yaml=False)
-        if arguments.dry_run:  # by anybody, of anybody's file
-            with open(source, "rb") as file:
-                text = text_of(file, source)
-        else:
-            text = read_text(source, forbidden=0o022)
-        return load(text, yaml=not source.endswith(".json"))
-
+    arguments.source = arguments.stdin or str(Path.cwd() / arguments.file)
     if arguments.dry_run:
-        done = provision(source, document, arguments.etc, dry_run=True)
+        load = partial(load_document, arguments)
+        done = provision(arguments.source, load, arguments.etc, dry_run=True)
     else:
-        show = show_phase()
-        with contextlib.ExitStack() as stack:
-            stack.callback(show, "")
-            show("wait")
-            # The scripts of a session must stay as they were checked.
-            stack.enter_context(lock.held(arguments.run, "vmsnap provision", SESSION_PATIENCE))
-            show("")
-            killed = provisioned.Provisioning(source, problems=(Mistake("", "it was interrupted"),))
-            provisioned.record(killed, arguments.state)  # should we not live to know better
-            make_root_only(arguments.etc / "vmsnap")
-            done = provision(source, document, arguments.etc)
-            provisioned.record(done, arguments.state)
-        provisioned.tell(done)
+        done = provision_in_earnest(arguments)
     with whoever_reads():
         if arguments.json:
             print_json(done.to_json())
@@ -257,6 +233,44 @@ def provision_command(arguments: argparse.Namespace) -> int:
             for mistake in done.problems:
                 complain(f"vmsnap provision: {mistake}")
     return OK if done.ok else FAILED
+
+
+def load_document(arguments: argparse.Namespace) -> object:
+    from vmsnap.document import load
+    from vmsnap.trusted import read_text, text_of
+
+    source = arguments.source
+    if source == "-":
+        return load(text_of(sys.stdin.buffer, "stdin"), yaml=False)
+    if arguments.dry_run:  # by anybody, of anybody's file
+        with open(source, "rb") as file:
+            text = text_of(file, source)
+    else:
+        text = read_text(source, forbidden=0o022)
+    return load(text, yaml=not source.endswith(".json"))
+
+
+def provision_in_earnest(arguments: argparse.Namespace) -> Provisioning:
+    from vmsnap import lock, provisioned
+    from vmsnap.mistakes import Mistake
+    from vmsnap.provision import make_root_only, provision
+
+    show = show_phase()
+    with contextlib.ExitStack() as stack:
+        stack.callback(show, "")
+        show("wait")
+        # The scripts of a session must stay as they were checked.
+        stack.enter_context(lock.held(arguments.run, "vmsnap provision", SESSION_PATIENCE))
+        show("")
+        killed = (Mistake("", "it was interrupted"),)  # should we not live to know better
+        provisioned.record(
+            provisioned.Provisioning(arguments.source, problems=killed), arguments.state
+        )
+        make_root_only(arguments.etc / "vmsnap")
+        done = provision(arguments.source, partial(load_document, arguments), arguments.etc)
+        provisioned.record(done, arguments.state)
+    provisioned.tell(done)
+    return done
 
 
 def force_thaw(arguments: argparse.Namespace) -> int:
