@@ -204,12 +204,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=PROVISION_EXAMPLES,
         usage="vmsnap provision [options] (- | --file FILE)",
     )
-    document = provision.add_mutually_exclusive_group(required=True)
-    document.add_argument(
-        "stdin", nargs="?", choices=["-"], metavar="-", help="read the document, JSON, from stdin"
-    )
-    document.add_argument(
-        "--file", type=Path, metavar="FILE", help="read it from FILE: YAML, or JSON if named *.json"
+    provision.add_argument("stdin", nargs="?", metavar="-", help="read JSON from stdin")
+    provision.add_argument(
+        "--file", type=Path, metavar="FILE", help="read FILE: YAML, or JSON if named *.json"
     )
     provision.add_argument(
         "--dry-run", action="store_true", help="say what would be written (needs no root)"

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -209,29 +211,35 @@ def init_command(arguments: argparse.Namespace) -> int:
 
 def provision_command(arguments: argparse.Namespace) -> int:
     from vmsnap.provision import provision
+    from vmsnap.trusted import MAX_BYTES
 
-    if arguments.etc != Path("/etc") and arguments.state == Path("/var/lib/vmsnap"):
+    if (arguments.stdin or "-") != "-" or bool(arguments.stdin) == bool(arguments.file):
+        arguments.parser.error("expected either --file FILE or -")
+    if arguments.dry_run:
+        elsewhere = False
+    else:
+        elsewhere = arguments.etc != Path("/etc") and arguments.state == Path("/var/lib/vmsnap")
+    if elsewhere:
         arguments.parser.error(
             f"found --etc {arguments.etc} without --state, expected both: the outcome is not this "
             "machine's"
         )
-    arguments.source = arguments.stdin or str(Path.cwd() / arguments.file)
+    if arguments.stdin:
+        arguments.source = "-"
+        arguments.given = io.BytesIO(sys.stdin.buffer.read(MAX_BYTES + 1))
+    else:
+        arguments.source = str(Path.cwd() / arguments.file)
+        os.lstat(arguments.source)  # a typing error is no outcome to keep
     if arguments.dry_run:
         load = partial(load_document, arguments)
         done = provision(arguments.source, load, arguments.etc, dry_run=True)
     else:
         done = provision_in_earnest(arguments)
-    with whoever_reads():
+    with contextlib.nullcontext() if arguments.dry_run else whoever_reads():
         if arguments.json:
             print_json(done.to_json())
-        elif done.ok:
-            would = "would write" if arguments.dry_run else "wrote"
-            lines = [f"{would} {path}" for path in done.written]
-            lines += [f"unchanged: {path}" for path in done.unchanged]
-            print("\n".join(lines) or "no file to write")
-        elif not is_journal(2):
-            for mistake in done.problems:
-                complain(f"vmsnap provision: {mistake}")
+        else:
+            show_provisioning(done, "would write" if arguments.dry_run else "wrote")
     return OK if done.ok else FAILED
 
 
@@ -241,7 +249,7 @@ def load_document(arguments: argparse.Namespace) -> object:
 
     source = arguments.source
     if source == "-":
-        return load(text_of(sys.stdin.buffer, "stdin"), yaml=False)
+        return load(text_of(arguments.given, "stdin"), yaml=False)
     if arguments.dry_run:  # by anybody, of anybody's file
         with open(source, "rb") as file:
             text = text_of(file, source)
@@ -260,17 +268,33 @@ def provision_in_earnest(arguments: argparse.Namespace) -> Provisioning:
         stack.callback(show, "")
         show("wait")
         # The scripts of a session must stay as they were checked.
-        stack.enter_context(lock.held(arguments.run, "vmsnap provision", SESSION_PATIENCE))
+        stack.enter_context(lock.held(arguments.run, provisioned.HOLDER, SESSION_PATIENCE))
         show("")
-        killed = (Mistake("", "it was interrupted"),)  # should we not live to know better
-        provisioned.record(
-            provisioned.Provisioning(arguments.source, problems=killed), arguments.state
+        killed = provisioned.Provisioning(
+            arguments.source, problems=(Mistake("", "it was interrupted"),)
         )
+        provisioned.record(killed, arguments.state)  # should we not live to know better
         make_root_only(arguments.etc / "vmsnap")
         done = provision(arguments.source, partial(load_document, arguments), arguments.etc)
-        provisioned.record(done, arguments.state)
+        try:
+            provisioned.record(done, arguments.state)
+        except OSError as e:  # then it stays with the interruption
+            unkept = Mistake("", f"the outcome could not be kept: {e.filename}: {e.strerror}")
+            done = replace(done, problems=(*done.problems, unkept))
     provisioned.tell(done)
     return done
+
+
+def show_provisioning(done: Provisioning, wrote: str) -> None:
+    lines = [f"{wrote} {path}" for path in done.written]
+    lines += [f"unchanged: {path}" for path in done.unchanged]
+    if done.timer is not None and done.ok:
+        lines.append(f"vmsnap-backup.timer: {'enabled' if done.timer else 'disabled'}")
+    if lines:
+        print("\n".join(lines))
+    if not is_journal(2):
+        for mistake in done.problems:
+            complain(f"vmsnap provision: {mistake}")
 
 
 def force_thaw(arguments: argparse.Namespace) -> int:

@@ -137,7 +137,9 @@ def parse_json(text: str, path: str) -> Any:
         raise Incorrect(
             f"{path}:{e.lineno}: found malformed JSON in column {e.colno}: {e.msg}"
         ) from None
-    except (RecursionError, ValueError) as e:  # too deep; a number of thousands of digits
+    except RecursionError:
+        raise Incorrect(f"{path}: found JSON that is nested too deep") from None
+    except ValueError as e:  # a number of thousands of digits
         raise Incorrect(f"{path}: found JSON that cannot be read: {e}") from None
 
 
@@ -272,9 +274,17 @@ def level(value: str) -> Level:
     raise ValueError("crash, filesystem or application")
 
 
+def words(value: str) -> list[str]:
+    """As a shell splits them, but there is no shell."""
+    try:
+        return shlex.split(value)
+    except ValueError:
+        raise ValueError("every quote to be closed") from None
+
+
 def command_line(value: str) -> tuple[str, ...]:
-    """Words as a shell splits them, but there is no shell. Unlike a list it does not grow."""
-    return tuple(shlex.split(value))
+    """Unlike a list it does not grow."""
+    return tuple(words(value))
 
 
 def absolute(value: str) -> str:
@@ -286,8 +296,8 @@ def absolute(value: str) -> str:
 SETTINGS: dict[tuple[str, str], tuple[str, Callable[[str], Any]]] = {
     ("freeze", "timeout"): ("freeze_timeout", seconds(0.1, 3600)),
     ("freeze", "hold"): ("hold", seconds(0.1, 86400)),
-    ("freeze", "only"): ("only", shlex.split),
-    ("freeze", "exclude"): ("exclude", shlex.split),
+    ("freeze", "only"): ("only", words),
+    ("freeze", "exclude"): ("exclude", words),
     ("snapshot", "require"): ("require", level),
     ("snapshot", "command"): ("command", command_line),
     ("scripts", "kill_grace"): ("kill_grace", seconds(0, 600)),

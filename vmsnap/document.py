@@ -29,7 +29,19 @@ AZURE = "azure/VMSnapshotScriptPluginConfig.json"
 DROP_IN = "vmsnap/vmsnap.conf.d/50-provision.conf"
 TIMER_DROP_IN = "systemd/system/vmsnap-backup.timer.d/50-provision.conf"
 WRITTEN = "# Written by `vmsnap provision`, which replaces the whole file.\n"
-NUMBER = re.compile(r"[-+]?([0-9]{1,18}|[0-9]{0,18}\.[0-9]{0,18})")
+# YAML 1.1 reads 030 as 24 and 18:30 as 1110.
+NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17}|[0-9]{1,18}\.[0-9]{1,18})")
+# In what PyYAML says of a mistake, and what we say, since it shows what it found: of these it is
+# where the mistake is, and of the following where it began.
+SAID_OF_THE_PLACE = {
+    "\\t": "found a tab, expected spaces",
+    "while scanning an alias": "found a * that is no alias; put the value in quotes",
+    "mapping values are not allowed": "found a colon within a value; put the value in quotes",
+}
+SAID_OF_THE_BEGINNING = {
+    "while scanning a quoted scalar": "found a quote that is not closed",
+    "while parsing a flow": "found a bracket that is not closed",
+}
 
 
 @dataclass(frozen=True)
@@ -68,8 +80,8 @@ def load_yaml(text: str) -> object:
         ) from None
 
     def refuse_at(mark: Any, words: str) -> NoReturn:
-        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise config.Incorrect(f"the document is no YAML that can be used{where}: {words}")
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise config.Incorrect(f"the document{where}: {words}")
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]
         """Without aliases, a few of which are enough to fill any memory; without tags, which can
@@ -79,12 +91,15 @@ def load_yaml(text: str) -> object:
         def compose_node(self, parent: Any, index: Any) -> Any:
             event = self.peek_event()  # type: ignore[no-untyped-call,unused-ignore]
             if isinstance(event, yaml.AliasEvent):
-                refuse_at(event.start_mark, "found an alias (*), expected the value itself")
+                refuse_at(event.start_mark, "found an alias (*); put a value with a * in quotes")
             if getattr(event, "tag", None):
                 refuse_at(event.start_mark, "found a tag (!), expected a plain value")
             node: Any = super().compose_node(parent, index)
             if node.tag.endswith((":int", ":float")) and not NUMBER.fullmatch(node.value):
-                refuse_at(node.start_mark, "found a number that is not decimal; put it in quotes")
+                refuse_at(
+                    node.start_mark,
+                    "found a number that YAML takes for another; put it in quotes",
+                )
             return node
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -97,8 +112,15 @@ def load_yaml(text: str) -> object:
 
     try:
         return yaml.load(text, Loader)
-    except yaml.MarkedYAMLError as e:  # what it says of the problem shows what it found
-        refuse_at(e.problem_mark, str(e.context or "it cannot be read"))
+    except yaml.MarkedYAMLError as e:
+        told = f"{e.problem} {e.context}"
+        for known, words in SAID_OF_THE_PLACE.items():
+            if known in told:
+                refuse_at(e.problem_mark, words)
+        for known, words in SAID_OF_THE_BEGINNING.items():
+            if known in told:
+                refuse_at(e.context_mark, words)
+        refuse_at(e.problem_mark, "found what cannot be read as YAML; look at the indentation")
     except (yaml.YAMLError, ValueError, ArithmeticError):  # characters and dates that cannot be
         refuse_at(None, "found a character or a date that cannot be")
 

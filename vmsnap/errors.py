@@ -114,7 +114,7 @@ class Kind(Enum):
         143,
         "The document that was to configure vmsnap could not be put into effect",
         "Correct it where the message says and run `vmsnap provision --file FILE` with it. If the "
-        "configuration has been mended by hand, remove provision.json from the state directory",
+        "configuration has been mended by hand, remove /var/lib/vmsnap/provision.json",
         "4df18e0e62354cbf98f3c3206f1c6e16",
     )
     PRE_SCRIPT_EXECUTION_FAILED = (

@@ -5,8 +5,9 @@ else."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,17 +37,29 @@ def write_all(files: Sequence[File]) -> None:
     with contextlib.ExitStack() as cleanup:
         for file, temporary in zip(files, beside):
             cleanup.callback(remove, temporary)
-            stage(temporary, file)
+            with naming(file.path):
+                stage(temporary, file)
         try:
             for file, temporary in zip(files, beside):
-                if file is not files[-1]:  # after which there is nothing left to fail
-                    undo.callback(going_back(file.path, cleanup))
-                temporary.rename(file.path)
+                with naming(file.path):
+                    if file is not files[-1]:  # after which there is nothing left to fail
+                        undo.callback(going_back(file.path, cleanup))
+                    temporary.rename(file.path)
         except OSError:
             undo.close()
             raise
     for directory in {file.path.parent for file in files}:
         sync(directory)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What goes wrong is told of this file, and not of one beside it, or of none."""
+    try:
+        yield
+    except OSError as e:
+        wrong = errno.EISDIR if path.is_dir() else e.errno or errno.EIO
+        raise OSError(wrong, os.strerror(wrong), os.fspath(path)) from None
 
 
 def going_back(path: Path, cleanup: contextlib.ExitStack) -> Callable[[], object]:
@@ -56,8 +69,6 @@ def going_back(path: Path, cleanup: contextlib.ExitStack) -> Callable[[], object
         os.link(path, kept, follow_symlinks=False)
     except FileNotFoundError:
         return partial(remove, path)
-    except OSError as e:  # a directory is in the way
-        raise OSError(e.errno, e.strerror, os.fspath(path)) from None
     cleanup.callback(remove, kept)
     return partial(kept.rename, path)
 

@@ -117,6 +117,8 @@ def against_schema(found: object) -> Iterator[Mistake]:
             known = list(error.schema["properties"])
             for key in [key for key in error.instance if key not in known]:
                 yield Mistake(shown((*path, key)), f"unknown key; {nearest(key, known)}")
+            if not path and "vmsnap" in error.instance:
+                yield Mistake("", "this is user-data, expected what stands below vmsnap: in it")
         elif error.validator == "minProperties":
             keys = error.schema.get("properties", ("a name",))
             yield Mistake(shown(path), f"nothing is in it, expected {' or '.join(keys)}")
@@ -170,8 +172,8 @@ def script_mistakes(app: dict[str, Any], path: tuple[str, ...]) -> Iterator[Mist
         key = (*path, "config", f"{phase}ScriptLocation")
         if location and phase in texts:
             yield Mistake(shown(key), f"there is scripts.{phase} too, expected one of them")
-        elif location and not can_run(location):
-            yield Mistake(shown(key), "expected a script of root's alone (0700) that is there")
+        elif location and (wrong := location_mistake(location)):
+            yield Mistake(shown(key), wrong)
     for phase, text in texts.items():
         wrong = script_mistake(text)
         if wrong:
@@ -180,7 +182,7 @@ def script_mistakes(app: dict[str, Any], path: tuple[str, ...]) -> Iterator[Mist
 
 def script_mistake(text: str) -> str:
     """What keeps the kernel from running this text (execve(2)); "" if nothing does."""
-    first, newline, _ = text.partition("\n")
+    first, _, rest = text.partition("\n")
     if not text.strip():
         return "found an empty script"
     if "\r\n" in text:
@@ -188,8 +190,8 @@ def script_mistake(text: str) -> str:
     if not first.startswith("#!"):  # /bin/sh runs it
         hidden = text.lstrip("\ufeff \t\n").startswith("#!")
         return "found #! that is not at the very beginning" if hidden else ""
-    if not newline:
-        return "found nothing after the first line"
+    if not rest.strip():
+        return "found nothing after the first line; in YAML a script begins with | and not with >"
     program, _, argument = first[2:].strip(BLANKS).replace("\t", " ").partition(" ")
     programs = [program]
     if Path(program).name == "env" and re.fullmatch("[a-z0-9.]+", argument.strip(BLANKS)):
@@ -199,14 +201,21 @@ def script_mistake(text: str) -> str:
     return ""
 
 
-def can_run(location: str) -> bool:
-    """As the checks have it."""
+def location_mistake(location: str) -> str:
+    """What is wrong with a script that is named and not given, as the checks have it."""
+    if not location.startswith("/"):
+        return "expected an absolute path"
     try:
         fd = open_trusted(location, 0o7077)
-    except (OSError, Untrusted, Unreadable):
-        return False
+    except (Untrusted, Unreadable):
+        return "found a script that is not root's alone, expected owner root and mode 0700"
+    except PermissionError:  # a dry run by somebody else
+        return ""
+    except OSError as e:
+        return f"found {(e.strerror or 'no file').lower()} on this machine"
     with open(fd, "rb"):
-        return bool(os.fstat(fd).st_mode & stat.S_IXUSR)
+        executable = os.fstat(fd).st_mode & stat.S_IXUSR
+    return "" if executable else "found a script that is not executable, expected mode 0700"
 
 
 def setting_mistakes(section: str, key: str, value: object) -> Iterator[Mistake]:
@@ -242,5 +251,5 @@ def of_timer(timer: Any, conf: dict[str, Any], etc: Path) -> Iterator[Mistake]:
         settings = checks.Inspection()
         checks.inspect_settings(settings, etc)
         command = settings.settings.command
-    if not command:
+    if not command and os.geteuid() == 0:  # others cannot read the settings
         yield Mistake("timer", "there is no conf.snapshot.command for it to run")

@@ -102,8 +102,10 @@ def provision(
     missing: list[File] = []
     there: list[File] = []
     problems: list[Mistake] = []
+    timer = None
     try:
         document = read(load(), etc)
+        timer = None if document.timer is None else bool(document.timer)
         there = [file for file in document.files if is_there(file)]
         wanted = [file for file in document.files if file not in there]
         if not dry_run:
@@ -117,13 +119,14 @@ def provision(
     except (Untrusted, Unreadable, TimerRefused) as e:
         problems.append(Mistake("", str(e)))
     except OSError as e:
-        where = e.filename2 or e.filename
-        problems.append(Mistake("", f"{where}: {e.strerror}" if where else str(e.strerror)))
+        where = e.filename if str(e.filename).startswith("/") else source
+        problems.append(Mistake("", f"{where}: {e.strerror}"))
     return Provisioning(
         source,
         problems=tuple(problems),
         written=tuple(str(file.path) for file in missing),
         unchanged=tuple(str(file.path) for file in there),
+        timer=timer,
     )
 
 

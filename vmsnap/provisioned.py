@@ -14,12 +14,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vmsnap import lock
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.files import make_private, write_atomically
 from vmsnap.journal import Event, Journal, tell_problems
 from vmsnap.mistakes import Mistake
 
 RECORD = "provision.json"
+HOLDER = "vmsnap provision"  # in the lock (lock.py)
 # What this boot found, then what the last one did (cloud-init, helpers.Paths).
 INSTANCE_IDS = (Path("/run/cloud-init/.instance-id"), Path("/var/lib/cloud/data/instance-id"))
 
@@ -40,7 +42,7 @@ def instance_id() -> str:
 @dataclass(frozen=True)
 class Provisioning:
     """How one went. `source` is the path of the document or "-"; the other paths are of
-    configuration files."""
+    configuration files. `timer`: whether the timer is to be enabled, None if it was left alone."""
 
     source: str
     instance: str = field(default_factory=instance_id)
@@ -48,6 +50,7 @@ class Provisioning:
     problems: tuple[Mistake, ...] = ()
     written: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()
+    timer: bool | None = None
 
     @property
     def ok(self) -> bool:
@@ -68,8 +71,8 @@ def tell(outcome: Provisioning) -> None:
     if not outcome.ok:
         tell_problems([problem(outcome, "\n".join(map(str, outcome.problems)))])
         return
-    counts = f"{len(outcome.written)} files written, {len(outcome.unchanged)} were there already"
-    Journal().send(f"provisioned from {outcome.source}: {counts}", Event.PROVISIONED.value)
+    counts = f"files written: {len(outcome.written)}, unchanged: {len(outcome.unchanged)}"
+    Journal().send(f"provisioned from {outcome.source}; {counts}", Event.PROVISIONED.value)
 
 
 def problem(outcome: Provisioning, words: str) -> Problem:
@@ -88,8 +91,16 @@ def recorded(state: Path) -> Provisioning | None:
                 tuple(Mistake(**mistake) for mistake in found["problems"]),
                 tuple(found["written"]),
                 tuple(found["unchanged"]),
+                found["timer"],
             )
     return None
+
+
+def failed(state: Path, run: Path) -> Provisioning | None:
+    """The last one, if it failed. One that is under way has not."""
+    last = recorded(state)
+    under_way = (lock.holder(run) or "").startswith(HOLDER)
+    return last if last and not last.ok and not under_way else None
 
 
 def in_words(outcome: Provisioning) -> str:

@@ -29,10 +29,9 @@ def check_command(arguments: argparse.Namespace) -> int:
     if all(app.freeze for app in found.apps):
         checks.inspect_filesystems(found, plan, arguments.run)
     checks.inspect_remains(found, arguments.run)
-    provisioning = provisioned.recorded(arguments.state)
-    if provisioning and not provisioning.ok:
-        words = provisioned.in_words(provisioning)
-        found.problems.append(provisioned.problem(provisioning, words))
+    failed = provisioned.failed(arguments.state, arguments.run)
+    if failed:
+        found.problems.append(provisioned.problem(failed, provisioned.in_words(failed)))
     ok = not found.errors
     if arguments.json:
         print_json({"ok": ok, "problems": [problem.to_json() for problem in found.problems]})
@@ -81,7 +80,7 @@ def status_command(arguments: argparse.Namespace) -> int:
     paint = report.Paint(colourful(sys.stdout))
     last = caller.last_result(arguments.run, arguments.state)
     provisioning = provisioned.recorded(arguments.state)
-    failed = provisioning if provisioning and not provisioning.ok else None
+    failed = provisioned.failed(arguments.state, arguments.run)
     if arguments.json:
         print_json(
             {
@@ -94,7 +93,7 @@ def status_command(arguments: argparse.Namespace) -> int:
     elif now and holder:
         print(report.in_progress(now))
     elif holder:
-        print(f"In progress: session {holder}")
+        print(f"In progress: {'' if holder.startswith('vmsnap ') else 'session '}{holder}")
     elif now:
         print(report.lost(now, (arguments.run / FROZEN_LIST).exists(), paint))
     elif last:

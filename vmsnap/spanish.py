@@ -89,7 +89,7 @@ KINDS = {
     Kind.PROVISIONING_FAILED: (
         "El documento que debía configurar vmsnap no se pudo poner en práctica",
         "Corríjalo donde indica el mensaje y ejecute con él `vmsnap provision --file FILE`. Si "
-        "la configuración ya se corrigió a mano, elimine provision.json del directorio de estado",
+        "la configuración ya se corrigió a mano, elimine /var/lib/vmsnap/provision.json",
     ),
     Kind.PRE_SCRIPT_EXECUTION_FAILED: (
         "El pre-script falló, también en todos los reintentos configurados",

@@ -40,8 +40,10 @@ WHOLE: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def script_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = mistakes_of_a_document.can_run
-    monkeypatch.setattr(mistakes_of_a_document, "can_run", lambda p: p == "/opt/pre" or real(p))
+    real = mistakes_of_a_document.location_mistake
+    monkeypatch.setattr(
+        mistakes_of_a_document, "location_mistake", lambda p: "" if p == "/opt/pre" else real(p)
+    )
 
 
 def files(document: Document) -> dict[str, File]:
@@ -175,7 +177,7 @@ def test_a_first_line_that_the_kernel_understands_is_good(first: str) -> None:
     assert read({"scripts": {"pre": f"{first}\nexit\n"}}, ETC).apps == ("app",)
 
 
-ROOTS_ALONE = ("apps.redis.config.preScriptLocation", "a script of root's alone")
+LOCATION = "apps.redis.config.preScriptLocation"
 
 
 def test_a_script_of_the_image_must_be_one_that_root_alone_can_change(etc: Etc) -> None:
@@ -213,7 +215,7 @@ def test_a_script_of_the_image_must_be_one_that_root_alone_can_change(etc: Etc) 
             "found an object, expected a string or a list",
         ),
         ("conf/snapshot/require", "best", "conf.snapshot.require", "crash, filesystem or app"),
-        ("conf/snapshot/command", "a 'b", "conf.snapshot.command", "No closing quotation"),
+        ("conf/snapshot/command", "a 'b", "conf.snapshot.command", "every quote to be closed"),
         ("conf/metrics/textfile", "rel", "conf.metrics.textfile", "an absolute path"),
         ("apps/redis", None, "apps.redis", "found nothing (null), expected an object"),
         ("apps/redis", {}, "apps.redis", "found no script"),
@@ -235,10 +237,11 @@ def test_a_script_of_the_image_must_be_one_that_root_alone_can_change(etc: Etc) 
             "apps/redis/config/preScriptLocation",
             "\n",
             "apps.redis.config.preScriptLocation",
-            "a script of root's alone",
+            "an absolute path",
         ),
-        ("apps/redis/config/preScriptLocation", "/bin/sh", *ROOTS_ALONE),
-        ("apps/redis/config/preScriptLocation", "/no/script", *ROOTS_ALONE),
+        ("apps/redis/config/preScriptLocation", "/bin/sh", LOCATION, "not root's alone"),
+        ("apps/redis/config/preScriptLocation", "/bin", LOCATION, "not root's alone"),
+        ("apps/redis/config/preScriptLocation", "/no/script", LOCATION, "no such file"),
         ("apps/redis/scripts/post", "#!/ bin/sh\nx\n", "apps.redis.scripts.post", "no program"),
         ("apps/redis/scripts/post", "#!/usr/bin\nx\n", "apps.redis.scripts.post", "no program"),
         ("apps/redis/scripts/post", "#!/bin/sh\xa0-e\nx", "apps.redis.scripts.post", "no program"),
@@ -251,6 +254,7 @@ def test_a_script_of_the_image_must_be_one_that_root_alone_can_change(etc: Etc) 
         ("apps/redis/scripts/post", "#! sh\nx\n", "apps.redis.scripts.post", "no program"),
         ("apps/redis/scripts/post", "#!/bin/sh\r\nx\r\n", "apps.redis.scripts.post", "Windows"),
         ("apps/redis/scripts/post", "#!/bin/sh", "apps.redis.scripts.post", "nothing after"),
+        ("apps/redis/scripts/post", "#!/bin/sh x\n", "apps.redis.scripts.post", "| and not with >"),
         ("scripts", {"pre": SH}, "scripts", "stands beside apps"),
         ("timer", True, "timer", "expected a calendar expression"),
         ("timer", "", "timer", "expected a calendar expression"),
@@ -280,6 +284,10 @@ def test_what_is_no_document_at_all_is_told(found: object, words: str) -> None:
 def test_all_mistakes_of_a_kind_are_told_at_once() -> None:
     told = mistakes({"a": 1, "b": 2, "conf": {"freeze": {"holt": 3}}, "timer": 4})
     assert set(told) == {"a", "b", "conf.freeze.holt", "timer"}
+
+
+def test_who_gives_whole_user_data_is_told() -> None:
+    assert "below vmsnap:" in mistakes({"vmsnap": WHOLE, "packages": []})[""]
 
 
 def test_more_mistakes_than_anybody_reads_are_counted() -> None:
@@ -350,30 +358,38 @@ def test_yaml_and_json_say_the_same() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: [1", "line 1, column 6: while parsing a flow sequence"),
+        ("a: [1", "line 1, column 4: found a bracket that is not closed"),
         ("a: 1\na: 2\n", "line 2, column 1: found the key a twice"),
         ("a: !hunter2 x", "line 1, column 4: found a tag"),
-        ("a: !hunter2!x y", "no YAML"),
-        ("%TAG ! hunter2\n", "no YAML"),
+        ("a: !hunter2!x y", "cannot be read as YAML"),
+        ("%TAG ! hunter2\n", "cannot be read as YAML"),
         ("a: !!bool hunter2", "found a tag"),
         ("a: !!int ''", "found a tag"),
         ("a: !!map [x]", "found a tag"),
-        ('a: "\\q"', "while scanning a double-quoted scalar"),
-        ("a: 18:30", "found a number that is not decimal; put it in quotes"),
-        ("a: 1:1.5", "found a number that is not decimal"),
-        ("a: 0x" + "f" * 5000, "found a number that is not decimal"),
-        ("? [a]\n: b", "while constructing a mapping"),
+        ('a: "\\q"', "cannot be read as YAML"),
+        ("a: 18:30", "found a number that YAML takes for another; put it in quotes"),
+        ("a: 030", "takes for another"),
+        ("a: 1:1.5", "takes for another"),
+        ("a: 0x" + "f" * 5000, "takes for another"),
+        ("a: 99999999999999999999", "takes for another"),
+        ("a: *-*-* 03:00", "found a * that is no alias; put the value in quotes"),
+        ("a: */scratch", "found a * that is no alias"),
+        ("a: echo: hi", "line 1, column 8: found a colon within a value; put the value in quotes"),
+        ("a:\n\tb: 1", "line 2, column 1: found a tab"),
+        ("a: 'x\nb: 1\n", "line 1, column 4: found a quote that is not closed"),
+        ("a: {b: 1\nc: 2\n", "line 1, column 4: found a bracket that is not closed"),
+        ("? [a]\n: b", "cannot be read as YAML"),
         ("a: &x [1]\nb: *x\n", "line 2, column 4: found an alias"),
         ("a: &x [*x]\n", "found an alias"),
         ("a: 2026-11-23\n", "a: found a date"),
-        ("a: 2026-99-99\n", "no YAML"),
-        ("a: !!python/name:os.system x\n", "no YAML"),
+        ("a: 2026-99-99\n", "a date that cannot be"),
+        ("a: !!python/name:os.system x\n", "found a tag"),
         ("1: x\n", "found a key that is no string"),
-        ("a: .inf\n", "found a number that is not decimal"),
+        ("a: .inf\n", "takes for another"),
         ("a: !!binary aGk=\n", "found a tag"),
-        ("a: x\n---\nb: x\n", "no YAML"),
-        ("\ta: x", "no YAML"),
-        ("a: \x01", "no YAML"),
+        ("a: x\n---\nb: x\n", "cannot be read as YAML"),
+        ("\ta: x", "found a tab"),
+        ("a: \x01", "a character or a date"),
         ("[" * 3000, "nested too deep"),
         ("a: " + "[" * 2000 + "]" * 2000, "nested too deep"),
     ],
@@ -393,7 +409,7 @@ def test_yaml_that_no_configuration_can_hold_is_one_clear_error(text: str, words
         ('{"a": NaN}', "not JSON"),
         ('{"a": "\\ud800"}', "a: found half a character"),
         ('{"a": "\\u0000"}', "a: found half a character or a NUL"),
-        ("[" * 100_000, "cannot be read"),
+        ("[" * 100_000, "nested too deep"),
         ("", "malformed JSON"),
     ],
 )

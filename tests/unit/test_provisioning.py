@@ -45,12 +45,13 @@ class Provisioning:
         self.instance.write_text("i-1\n")
         self._monkeypatch, self._capsys = monkeypatch, capsys
         monkeypatch.setattr(provisioned, "INSTANCE_IDS", (self.instance,))
-        self.out = self.err = ""
+        self.out = self.err = self.heard = ""
 
     def run(self, *words: str) -> int:
         where = {"--etc": self.etc.root, "--run": self.runtime, "--state": self.state}
         code = main([*words, *(str(word) for option in where.items() for word in option)])
         self.out, self.err = self._capsys.readouterr()
+        self.heard += self.out
         return code
 
     def provision(self, document: object, *options: str) -> int:
@@ -192,7 +193,9 @@ def test_a_full_disk_leaves_everything_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", sometimes)
         assert provisioning.provision(GOOD) == 1
-    assert "No space left on device" in provisioning.err
+    assert f"{provisioning.etc.root}/vmsnap/" in provisioning.err
+    assert ": No space left on device" in provisioning.err
+    assert "/." not in provisioning.err
     assert provisioning.identities() == before
     assert sorted(provisioning.etc.root.rglob("*")) == directories
     assert provisioning.etc.inspect().settings.hold == 9
@@ -253,21 +256,27 @@ def test_a_file_that_others_could_have_written_is_refused(
     assert provisioning.run("provision", "--dry-run", "--file", str(path)) == 0
 
 
+def test_a_name_that_is_mistyped_changes_no_outcome(provisioning: Provisioning) -> None:
+    provisioning.provision(GOOD)
+    for options in ((), ("--dry-run",)):
+        assert provisioning.run("provision", "--file", "/nonesuch/bar.yaml", *options) == 1
+        assert "/nonesuch/bar.yaml: No such file" in provisioning.err
+    assert provisioning.run("status") == 0
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "No such file"),
         (b"\xff\xfe{}", "UTF-16"),
         (b"\xe9", "expected UTF-8"),
         (b"[" + b" " * (1 << 20) + b"]", "at most 1 MiB"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_clear_error(
-    provisioning: Provisioning, content: bytes | None, words: str
+    provisioning: Provisioning, content: bytes, words: str
 ) -> None:
     path = provisioning.directory / "document.yaml"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     for options in ((), ("--dry-run",)):
         assert provisioning.run("provision", *options, "--file", str(path)) == 1
         assert words in provisioning.err
@@ -367,6 +376,22 @@ def test_where_no_outcome_can_be_kept_nothing_is_written(
     assert provisioning.files() == {}
 
 
+def test_stdin_is_read_before_sessions_are_kept_from_beginning(
+    provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody may ever write to it."""
+    seen: list[str | None] = []
+
+    class Stdin(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            seen.append(lock.holder(provisioning.runtime))
+            return super().read(size)
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Stdin(json.dumps(GOOD).encode())))
+    assert provisioning.run("provision", "-") == 0
+    assert seen == [None]
+
+
 def test_who_is_killed_has_failed(
     provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,6 +408,22 @@ def test_who_is_killed_has_failed(
             provisioning.provision({"conf": {"freeze": {"hold": 9}}})
     assert provisioning.run("status") == 1
     assert "it was interrupted" in provisioning.out
+
+
+def test_a_provisioning_that_is_under_way_has_not_failed(
+    provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    real = provisioned.record
+
+    def look(done: provisioned.Provisioning, state: Path) -> None:
+        real(done, state)
+        seen.append(provisioning.run("status"))
+
+    monkeypatch.setattr(provisioned, "record", look)
+    assert provisioning.provision(GOOD) == 0
+    assert seen == [0, 0]
+    assert "In progress: vmsnap provision of process" in provisioning.heard
 
 
 def test_another_etc_is_not_recorded_as_this_machine_s(
