@@ -452,7 +452,7 @@ def test_the_scripts_of_a_session_in_progress_stay(
     provisioning.provision(GOOD)
     before = provisioning.identities()
     changed = {"apps": {"db": {"scripts": {"pre": SH + "#\n"}}}}
-    monkeypatch.setattr("vmsnap.commands.SESSION_PATIENCE", 0.1)
+    monkeypatch.setattr("vmsnap.configuring.SESSION_PATIENCE", 0.1)
     descriptor = lock.acquire(provisioning.runtime, "somebody's")
     try:
         assert provisioning.provision(changed) == 75
