@@ -39,9 +39,11 @@ def handle(name, cfg, *positional, **named):
     if "vmsnap" not in cfg:
         return
     try:
+        if not only_strings_for_keys(cfg["vmsnap"]):
+            raise TypeError
         # What JSON cannot say, a date without quotes, is refused like all that is no string.
         document = json.dumps(cfg["vmsnap"], default=lambda _: None)
-    except (TypeError, ValueError):  # a date for a key, a mapping within itself
+    except (TypeError, ValueError, RecursionError):  # a mapping within itself
         document = "null"  # so that vmsnap keeps the failure
     done = subprocess.run(
         [VMSNAP, "provision", "-"],
@@ -53,3 +55,12 @@ def handle(name, cfg, *positional, **named):
     sys.stderr.write(told)  # to the console and cloud-init-output.log, where the exception is not
     if done.returncode:
         raise RuntimeError(told.strip()[:MOST])
+
+
+def only_strings_for_keys(value):
+    """JSON would make strings of others: "true" of `on:`."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(
+            only_strings_for_keys(below) for below in value.values()
+        )
+    return not isinstance(value, list) or all(only_strings_for_keys(below) for below in value)

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import io
 import os
+import signal
 import sys
 from dataclasses import replace
 from functools import partial
@@ -14,12 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmsnap.arguments import FAILED, OK
+from vmsnap.errors import Impossible
 from vmsnap.terminal import complain, is_journal, print_json, show_phase, whoever_reads
 
 if TYPE_CHECKING:
     from vmsnap.provisioned import Provisioning
 
-SESSION_PATIENCE = 300.0  # seconds until a session must have ended
+SESSION_PATIENCE = 3600.0  # seconds: the longest that pre- and post-scripts may take
+
+
+class LeftFrozen(Impossible):
+    """Nothing can be written."""
 
 
 def init_command(arguments: argparse.Namespace) -> int:
@@ -44,11 +50,8 @@ def provision_command(arguments: argparse.Namespace) -> int:
 
     if (arguments.stdin or "-") != "-" or bool(arguments.stdin) == bool(arguments.file):
         arguments.parser.error("expected either --file FILE or -")
-    if arguments.dry_run:
-        elsewhere = False
-    else:
-        elsewhere = arguments.etc != Path("/etc") and arguments.state == Path("/var/lib/vmsnap")
-    if elsewhere:
+    elsewhere = arguments.etc != Path("/etc") and arguments.state == Path("/var/lib/vmsnap")
+    if elsewhere and not arguments.dry_run:
         arguments.parser.error(
             f"found --etc {arguments.etc} without --state, expected both: the outcome is not this "
             "machine's"
@@ -90,28 +93,52 @@ def load_document(arguments: argparse.Namespace) -> object:
 def provision_in_earnest(arguments: argparse.Namespace) -> Provisioning:
     from vmsnap import lock, provisioned
     from vmsnap.mistakes import Mistake
-    from vmsnap.provision import make_root_only, provision
+    from vmsnap.provision import provision
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both undo what is half-done
     show = show_phase()
+    keep = partial(provisioned.record, state=arguments.state)
     with contextlib.ExitStack() as stack:
         stack.callback(show, "")
         show("wait")
         # The scripts of a session must stay as they were checked.
-        stack.enter_context(lock.held(arguments.run, provisioned.HOLDER, SESSION_PATIENCE))
+        holding = lock.held(arguments.run, provisioned.HOLDER, SESSION_PATIENCE)
+        try:
+            descriptor = stack.enter_context(holding)
+        except (lock.InProgress, lock.RunDirectoryUnusable) as e:
+            keep(failure(arguments, str(e)))
+            raise
         show("")
-        killed = provisioned.Provisioning(
-            arguments.source, problems=(Mistake("", "it was interrupted"),)
-        )
-        provisioned.record(killed, arguments.state)  # should we not live to know better
-        make_root_only(arguments.etc / "vmsnap")
+        end_killed_session(arguments, descriptor)
+        keep(failure(arguments, "it was interrupted"))  # should we not live to know better
         done = provision(arguments.source, partial(load_document, arguments), arguments.etc)
         try:
-            provisioned.record(done, arguments.state)
+            keep(done)
         except OSError as e:  # then it stays with the interruption
             unkept = Mistake("", f"the outcome could not be kept: {e.filename}: {e.strerror}")
             done = replace(done, problems=(*done.problems, unkept))
     provisioned.tell(done)
     return done
+
+
+def failure(arguments: argparse.Namespace, words: str) -> Provisioning:
+    from vmsnap.mistakes import Mistake
+    from vmsnap.provisioned import Provisioning
+
+    return Provisioning(arguments.source, problems=(Mistake("", words),))
+
+
+def end_killed_session(arguments: argparse.Namespace, lock: int) -> None:
+    """As everybody does who gets the lock; and before the thaw nothing can be written."""
+    from vmsnap import progress
+    from vmsnap.aftermath import conclude
+    from vmsnap.events import Waiter
+    from vmsnap.thaw import FROZEN_LIST
+
+    if (arguments.run / FROZEN_LIST).exists() or progress.read(arguments.run):
+        conclude(arguments.run, arguments.state, lock, Waiter(()))
+    if (arguments.run / FROZEN_LIST).exists():
+        raise LeftFrozen("a killed session has left filesystems frozen: see `vmsnap thaw --force`")
 
 
 def show_provisioning(done: Provisioning, wrote: str) -> None:

@@ -105,7 +105,7 @@ def load_yaml(text: str) -> object:
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: set[str] = set()
             for key, _ in node.value:
-                if str(key.value) in seen:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
                     refuse_at(key.start_mark, f"found the key {shown((key.value,))} twice")
                 seen.add(str(key.value))
             return super().construct_mapping(node, deep)

@@ -45,7 +45,7 @@ def write_all(files: Sequence[File]) -> None:
                     if file is not files[-1]:  # after which there is nothing left to fail
                         undo.callback(going_back(file.path, cleanup))
                     temporary.rename(file.path)
-        except OSError:
+        except BaseException:
             undo.close()
             raise
     for directory in {file.path.parent for file in files}:

@@ -59,16 +59,18 @@ def acquire(run: Path, session: str) -> int:
 
 
 @contextlib.contextmanager
-def held(run: Path, whose: str, patience: float) -> Iterator[None]:
+def held(run: Path, whose: str, patience: float) -> Iterator[int]:
     """For work that no session may run into; one in progress may end within `patience` seconds.
-    Raises as prepare and acquire do."""
+    What is yielded is the lock. Raises as prepare and acquire do."""
     prepare(run)
     with contextlib.suppress(OSError, InProgress):
         await_end(run, patience)
     fd = acquire(run, whose)
     try:
-        yield
+        yield fd
     finally:
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
         os.close(fd)
 
 
@@ -79,7 +81,7 @@ def await_end(run: Path, patience: float) -> None:
         raise InProgress
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, patience)
+    signal.setitimer(signal.ITIMER_REAL, patience, 1.0)  # again, should it come just before flock
     try:
         with open(run / LOCK, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -109,6 +109,7 @@ def provision(
         there = [file for file in document.files if is_there(file)]
         wanted = [file for file in document.files if file not in there]
         if not dry_run:
+            make_root_only(etc / "vmsnap")
             write(wanted)
         missing = wanted
         if not dry_run:
@@ -157,7 +158,7 @@ def write(files: list[File]) -> None:
         write_all(files)
         for directory in made:
             sync(directory.parent)
-    except OSError:
+    except BaseException:
         for directory in reversed(made):
             with contextlib.suppress(OSError):
                 directory.rmdir()
@@ -188,8 +189,6 @@ def set_timer(calendar: str | None, changed: bool) -> None:
         return
     systemctl("enable", TIMER)
     if booted:
-        if changed:
-            systemctl("daemon-reload")
         systemctl("restart" if changed else "start", "--no-block", TIMER)
 
 

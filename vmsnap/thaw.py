@@ -171,7 +171,8 @@ def thaw_after_death(run: Path, patience: float | None = STEP_PATIENCE) -> None:
 
 
 def has_ended(guard: int, patience: float | None) -> bool:
-    """Wake the guard should it be stopped, and give it time to end."""
+    """Wake the guard should it be stopped, and give it time to end. Nothing but its state tells
+    that it was killed while it is inside a FIFREEZE, so that is looked at now and then."""
     try:
         process = os.pidfd_open(guard)
     except ProcessLookupError:
@@ -180,7 +181,12 @@ def has_ended(guard: int, patience: float | None) -> bool:
         if not decides(guard):
             return True
         os.kill(guard, signal.SIGCONT)
-        return bool(select.select([process], [], [], patience)[0]) or not decides(guard)
+        while True:
+            wait = STEP_PATIENCE if patience is None else patience
+            if select.select([process], [], [], wait)[0] or not decides(guard):
+                return True
+            if patience is not None:
+                return False
     except ProcessLookupError:
         return True
     finally:

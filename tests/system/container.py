@@ -123,6 +123,7 @@ class Container:
         self._end_commands()
         assert self.stage
         self._end_stage(self.stage)
+        self.leader = 0  # by now it may be the number of any process
         (device,) = self.thawers  # which keeps the loop device as well
         self._mount(Path("/dev/loop" + device.partition(":")[2]))
         self._boot()

@@ -124,7 +124,9 @@ def test_processes_are_started_in_one_place(name: str) -> None:
     assert not imports(name) & {"subprocess", "multiprocessing", "pty"}
 
 
-@pytest.mark.parametrize("name", sorted(set(SOURCES) - {"commands", "queries", "configuring", "terminal"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(SOURCES) - {"commands", "queries", "configuring", "terminal"})
+)
 def test_nobody_but_the_command_line_prints(name: str) -> None:
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

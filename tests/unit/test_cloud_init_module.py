@@ -104,9 +104,9 @@ def test_what_cannot_be_told_at_all_still_reaches_vmsnap_which_keeps_the_failure
 ) -> None:
     itself: dict[str, object] = {}
     itself["conf"] = itself
-    for document in ({datetime.date(2026, 11, 23): 1}, itself):
+    for document in ({datetime.date(2026, 11, 23): 1}, itself, {"apps": [{True: 1}]}):
         module.handle("vmsnap", {"vmsnap": document}, None)
-    assert vmsnap.documents == [None, None]
+    assert vmsnap.documents == [None, None, None]
 
 
 def test_what_cloud_init_asks_of_a_module_is_there(module: ModuleType) -> None:

@@ -360,6 +360,7 @@ def test_yaml_and_json_say_the_same() -> None:
     [
         ("a: [1", "line 1, column 4: found a bracket that is not closed"),
         ("a: 1\na: 2\n", "line 2, column 1: found the key a twice"),
+        ("? [hunter2]\n: 1\n? [hunter2]\n: 2\n", "cannot be read"),
         ("a: !hunter2 x", "line 1, column 4: found a tag"),
         ("a: !hunter2!x y", "cannot be read as YAML"),
         ("%TAG ! hunter2\n", "cannot be read as YAML"),

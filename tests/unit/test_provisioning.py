@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import signal
 import stat
 import threading
 from pathlib import Path
@@ -426,6 +427,36 @@ def test_a_provisioning_that_is_under_way_has_not_failed(
     assert "In progress: vmsnap provision of process" in provisioning.heard
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_interrupted_leaves_everything_as_it_was(
+    provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    provisioning.provision({"conf": {"freeze": {"hold": 9}}})
+    before, directories = provisioning.identities(), sorted(provisioning.etc.root.rglob("*"))
+    renamed, real = [], Path.rename
+
+    def interrupt(self: Path, target: Path) -> Path:
+        done = real(self, target)
+        renamed.append(target)
+        if target.name == "post":
+            signal.raise_signal(number)
+        return done
+
+    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(os, "kill", lambda *_: None)  # cli.py ends itself as it was asked to
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", interrupt)
+            assert provisioning.provision(GOOD) == 1
+    finally:
+        for signalled, handler in handlers:
+            signal.signal(signalled, handler)
+    assert "pre" in [path.name for path in renamed]
+    assert provisioning.identities() == before
+    assert sorted(provisioning.etc.root.rglob("*")) == directories
+    assert provisioning.run("status") == 1
+
+
 def test_another_etc_is_not_recorded_as_this_machine_s(
     provisioning: Provisioning, capsys: Capture
 ) -> None:
@@ -450,13 +481,14 @@ def test_the_scripts_of_a_session_in_progress_stay(
 ) -> None:
     """A post-script that is not the one that was checked is not run."""
     provisioning.provision(GOOD)
-    before = provisioning.identities()
+    before, succeeded = provisioning.identities(), recorded(provisioning.state)
     changed = {"apps": {"db": {"scripts": {"pre": SH + "#\n"}}}}
     monkeypatch.setattr("vmsnap.configuring.SESSION_PATIENCE", 0.1)
     descriptor = lock.acquire(provisioning.runtime, "somebody's")
     try:
         assert provisioning.provision(changed) == 75
         assert provisioning.identities() == before
+        assert recorded(provisioning.state) not in (None, succeeded)
         assert provisioning.provision(changed, "--dry-run") == 0
     finally:
         os.close(descriptor)
