@@ -91,7 +91,8 @@ def test_the_last_result_can_be_read_back(lab: Lab) -> None:
     outcome = lab.run("exit 0")
     status = lab.vmsnap("status", "--json")
     assert status.code == 0
-    assert status.result == {"in_progress": None, "lost": None, "last": outcome.result}
+    others = {"provisioning": None, "in_progress": None, "lost": None}
+    assert status.result == {**others, "last": outcome.result}
 
 
 def test_status_names_the_session_in_progress(lab: Lab) -> None:
