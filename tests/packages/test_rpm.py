@@ -25,7 +25,7 @@ from .made import NEW, ROOT
 
 MODULES = sorted(path.name for path in (ROOT / "vmsnap").glob("*.py"))
 CONFIGURATION = "/etc/vmsnap/vmsnap.conf"
-RESULT = "/var/lib/vmsnap/last-result.json"
+RESULT, OUTCOME = "/var/lib/vmsnap/last-result.json", "/var/lib/vmsnap/provision.json"
 # What makes the packages different, written down again: from the distributions, not from the code.
 PYTHONS = {"el9": "3.9", "el10": "3.12", "amzn2023": "3.9", "fc44": "3.14", "opensuse16": "3.13"}
 SUFFIXES = {
@@ -43,7 +43,7 @@ TOLERATED = {
     r"non-standard-dir-perm /(etc|var/lib)/vmsnap(/(apps\.d|scripts|vmsnap\.conf\.d))? 700$": (
         "they name scripts and mounts: root's alone"
     ),
-    rf"non-readable ({CONFIGURATION}|{RESULT}) 600$": "likewise",
+    rf"non-readable ({CONFIGURATION}|{RESULT}|{OUTCOME}) 600$": "likewise",
     r"bad-manual-page-folder \S*/man(5/vmsnap\.conf\.5|8/vmsnap-session\.service\.8) ": (
         "it takes what follows the first dot for the section"
     ),
@@ -107,7 +107,7 @@ def test_what_its_python_compiles_at_installation_belongs_to_the_package(target:
     cache = f"{site_packages(target)}/vmsnap/__pycache__"
     ghosts = {n for n, e in contents.of_rpm(package(target)).items() if "g" in e.flags}
     compiled = {f"{cache}/{Path(name).stem}.{tag}.pyc" for name in MODULES}
-    assert ghosts == {cache, *compiled, RESULT}
+    assert ghosts == {cache, *compiled, RESULT, OUTCOME}
 
 
 @every_target
@@ -140,6 +140,7 @@ def test_configuration_and_results_are_for_root_alone_and_the_rest_for_everybody
         CONFIGURATION: 0o600,
         "/var/lib/vmsnap": 0o700,
         RESULT: 0o600,
+        OUTCOME: 0o600,
     }
     others = {entry.mode for name, entry in found.items() if name not in private}
     assert others == {0o755, 0o644}
