@@ -151,17 +151,17 @@ def test_a_changed_package_is_refused_and_not_kept(client: Client) -> None:
 def test_an_index_that_another_key_signed_is_refused(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = tempfile.mkdtemp(prefix="gpg-")  # gpg-agent's socket wants a short path
-    monkeypatch.setenv("GNUPGHOME", home)
-    try:
-        wanted = ("--quick-generate-key", "vmsnap test", "rsa2048", "sign", "never")
-        command = ["gpg", "--batch", "--quiet", "--passphrase", "", *wanted]
-        subprocess.run(command, check=True, capture_output=True)
-        client.rewrite_index()
-        repository.apt([], client.published / "apt", "vmsnap test")
-    finally:
-        subprocess.run(["gpgconf", "--kill", "gpg-agent"], check=True)
-        shutil.rmtree(home)
+    # gpg-agent's socket wants a short path, and goes when it likes, which this does not mind.
+    with tempfile.TemporaryDirectory(prefix="gpg-") as home:
+        monkeypatch.setenv("GNUPGHOME", home)
+        try:
+            wanted = ("--quick-generate-key", "vmsnap test", "rsa2048", "sign", "never")
+            command = ["gpg", "--batch", "--quiet", "--passphrase", "", *wanted]
+            subprocess.run(command, check=True, capture_output=True)
+            client.rewrite_index()
+            repository.apt([], client.published / "apt", "vmsnap test")
+        finally:
+            subprocess.run(["gpgconf", "--kill", "gpg-agent"], check=True)
     assert "NO_PUBKEY" in client.refuses()
 
 

@@ -443,6 +443,7 @@ def test_who_is_interrupted_leaves_everything_as_it_was(
         return done
 
     handlers = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored, in the background
     monkeypatch.setattr(os, "kill", lambda *_: None)  # cli.py ends itself as it was asked to
     try:
         with monkeypatch.context() as patch:
