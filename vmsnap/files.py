@@ -30,7 +30,7 @@ def write_atomically(path: Path, data: bytes, mode: int) -> None:
 
 
 def write_all(files: Sequence[File]) -> None:
-    """Write all of them or, after an OSError, none: no name changes before all content is on the
+    """Write all of them or, after an exception, none: no name changes before all content is on the
     disk, and those that have changed are changed back. Each is written atomically."""
     beside = [file.path.with_name(f".{file.path.name}.{os.urandom(4).hex()}") for file in files]
     undo = contextlib.ExitStack()
