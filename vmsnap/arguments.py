@@ -72,6 +72,15 @@ The document is what stands under `vmsnap:` in cloud-init's user-data: vmsnap-pr
 it is put into effect or, if anything in it is wrong, nothing. What it does not mention is left as
 it is.
 """
+HOOKS = ("qemu", "vmware", "google", "aws", "nutanix", "azure")
+HOOK_EXAMPLES = """\
+examples:
+  vmsnap hook qemu freeze     what qemu-ga calls before it freezes: exit code 1 keeps it from it
+  vmsnap hook qemu thaw
+  vmsnap hook aws pre-script  exit codes 201 to 206 as Data Lifecycle Manager has them
+
+The agents are told to call this by the files that `vmsnap integrate` writes.
+"""
 RUN_EXAMPLES = """\
 examples:
   vmsnap run -- /usr/local/sbin/take-snapshot
@@ -211,6 +220,14 @@ def parser() -> argparse.ArgumentParser:
     provision.add_argument(
         "--dry-run", action="store_true", help="say what would be written (needs no root)"
     )
+    hook = command(
+        "hook",
+        "begin or end a session for the agent of a platform, which calls this",
+        epilog=HOOK_EXAMPLES,
+    )
+    hook.add_argument("agent", metavar="AGENT", choices=HOOKS, help=", ".join(HOOKS))
+    hook.add_argument("event", metavar="EVENT", help="as the agent says it")
+    hook.add_argument("rest", metavar="ARGUMENT", nargs="*", help="what the agent says besides")
     command("status", "show the session in progress, or how the last one went")
     past = command("history", "show past sessions, newest first", epilog=HISTORY_EXAMPLES)
     past.add_argument("--since", default="", metavar="TIME", help="as journalctl takes it")

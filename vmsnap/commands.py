@@ -186,6 +186,26 @@ def session_command(arguments: argparse.Namespace) -> int:
     return OK if unit.serve(arguments.run).ok else FAILED
 
 
+def hook_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import hook, report
+
+    agent = hook.AGENTS[arguments.agent]
+    if arguments.event not in agent.events:
+        known = ", ".join(agent.events)
+        arguments.parser.error(f"found the event {arguments.event!r}, expected one of {known}")
+    insist_on_run_directory(arguments)
+    ending, result = hook.call(
+        arguments.agent, arguments.event, arguments.etc, arguments.run, arguments.state
+    )
+    with whoever_reads():
+        if arguments.json:
+            print_json({"ending": ending.name, "result": result.to_json() if result else None})
+        else:
+            words = "" if result is None else report.summary(result, report.Paint(False))
+            complain(f"{arguments.agent} {arguments.event}: {ending.value}\n{words}".rstrip())
+    return agent.codes.get(ending, OK if ending is hook.Ending.DONE else FAILED)
+
+
 def force_thaw(arguments: argparse.Namespace) -> int:
     from vmsnap import lock
     from vmsnap.aftermath import conclude, thaw_by_force
@@ -217,6 +237,7 @@ COMMANDS = {
     "run": run_command,
     "freeze": freeze_command,
     "thaw": thaw_command,
+    "hook": hook_command,
     "check": queries.check_command,
     "plan": queries.plan_command,
     "init": configuring.init_command,
