@@ -227,6 +227,9 @@ def parser() -> argparse.ArgumentParser:
     )
     hook.add_argument("agent", metavar="AGENT", choices=HOOKS, help=", ".join(HOOKS))
     hook.add_argument("event", metavar="EVENT", help="as the agent says it")
+    hook.add_argument(
+        "--within", type=seconds, metavar="SECONDS", help="how long the agent waits for a session"
+    )
     hook.add_argument("rest", metavar="ARGUMENT", nargs="*", help="what the agent says besides")
     command("status", "show the session in progress, or how the last one went")
     past = command("history", "show past sessions, newest first", epilog=HISTORY_EXAMPLES)

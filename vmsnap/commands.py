@@ -195,7 +195,12 @@ def hook_command(arguments: argparse.Namespace) -> int:
         arguments.parser.error(f"found the event {arguments.event!r}, expected one of {known}")
     insist_on_run_directory(arguments)
     ending, result = hook.call(
-        arguments.agent, arguments.event, arguments.etc, arguments.run, arguments.state
+        arguments.agent,
+        arguments.event,
+        arguments.etc,
+        arguments.run,
+        arguments.state,
+        arguments.within,
     )
     with whoever_reads():
         if arguments.json:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import NoReturn
@@ -96,10 +96,13 @@ class Cut(KeyboardInterrupt):
     """The agent waits no longer; what has begun is ended, as if somebody had interrupted it."""
 
 
-def call(name: str, event: str, etc: Path, run: Path, state: Path) -> tuple[Ending, Result | None]:
-    """Do what this event of this agent asks for. Return how that ended, and the session's result
-    if it has one. Raises Impossible and lock.RunDirectoryUnusable."""
-    agent = AGENTS[name]
+def call(
+    name: str, event: str, etc: Path, run: Path, state: Path, within: float | None = None
+) -> tuple[Ending, Result | None]:
+    """Do what this event of this agent asks for, `within` seconds if not those of the table. Return
+    how that ended, and the session's result if it has one. Raises Impossible and
+    lock.RunDirectoryUnusable."""
+    agent = replace(AGENTS[name], patience=within or AGENTS[name].patience)
     act = agent.events[event]
     if act is Act.TRY:
         found = checks.inspect(etc)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from .apps import DIRECTORY, UNIT, Scene, scene_of, until
+from .apps import Scene, scene_of, until
 from .container import Container
 from .image import BOOKWORM
 
@@ -154,8 +154,9 @@ def test_a_host_that_never_thaws_leaves_no_application_quiesced(scene: Scene, ag
     assert agent.ask("guest-fsfreeze-freeze") == 1
     assert scene.events.wait("resumed") == "failed none"
     assert scene.container.frozen("/")
-    assert agent.ask("guest-fsfreeze-thaw") == 1
     scene.wait_for_failure()
+    assert "hook" in str(agent.ask("guest-fsfreeze-thaw"))  # so the host knows what it has
+    assert not scene.container.frozen("/")
     assert "HoldExpired" in last(scene)[2]
 
 
@@ -165,10 +166,3 @@ def test_nobody_elses_session_is_ended_by_the_agent(scene: Scene, agent: Agent) 
     assert agent.ask("guest-fsfreeze-thaw") == 0
     assert scene.state[0] == "active"
     assert scene.thaw().code == 0
-
-
-@pytest.mark.parametrize("words", [("qemu", "pre"), ("qemu",), ("xen", "freeze"), ()])
-def test_what_no_agent_says_is_refused(scene: Scene, words: tuple[str, ...]) -> None:
-    assert scene.vmsnap("hook", *words).code == 2
-    assert scene.container.show(UNIT, "ActiveState")["ActiveState"] == "inactive"
-    assert not scene.container.path(DIRECTORY / "hook").exists()
