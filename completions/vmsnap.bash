@@ -44,7 +44,7 @@ _vmsnap() {
     current=${current#[\"\']}
     current=${current//\\/}
     if ((COMP_CWORD == 1)); then
-        words="run freeze thaw check plan init provision status history plot --help --version"
+        words="run freeze thaw check plan init provision hook status history plot --help --version"
     else
         case $previous in
             --only | --exclude)
@@ -62,8 +62,18 @@ _vmsnap() {
                 mapfile -t COMPREPLY < <(compgen -f -- "$current")
                 return
                 ;;
-            --hold | --since) return ;;
+            --hold | --since | --within) return ;;
         esac
+        if [[ $command == hook && $current != -* ]]; then
+            case $COMP_CWORD:$previous in
+                2:*) words="qemu vmware google aws nutanix azure" ;;
+                3:qemu) words="freeze thaw" ;;
+                3:vmware) words="freeze freezeFail thaw" ;;
+                3:google | 3:azure) words="pre post" ;;
+                3:aws) words="pre-script post-script dry-run" ;;
+                3:nutanix) words="pre_freeze post_thaw" ;;
+            esac
+        fi
     fi
     if [[ -z $words && $current == -* ]]; then
         case $command in
@@ -72,6 +82,7 @@ _vmsnap() {
             check) words="--only --exclude --watch" ;;
             plan) words="--only --exclude" ;;
             provision) words="- --file --dry-run" ;;
+            hook) words="--within" ;;
             history) words="--since" ;;
             init | status | plot) ;;
             *) return ;;

@@ -224,13 +224,14 @@ def parser() -> argparse.ArgumentParser:
         "hook",
         "begin or end a session for the agent of a platform, which calls this",
         epilog=HOOK_EXAMPLES,
+        usage="vmsnap hook [options] AGENT EVENT [ARGUMENT...]",
     )
     hook.add_argument("agent", metavar="AGENT", choices=HOOKS, help=", ".join(HOOKS))
     hook.add_argument("event", metavar="EVENT", help="as the agent says it")
     hook.add_argument(
         "--within", type=seconds, metavar="SECONDS", help="how long the agent waits for a session"
     )
-    hook.add_argument("rest", metavar="ARGUMENT", nargs="*", help="what the agent says besides")
+    hook.add_argument("rest", metavar="ARGUMENT...", nargs="*", help="what the agent says besides")
     command("status", "show the session in progress, or how the last one went")
     past = command("history", "show past sessions, newest first", epilog=HISTORY_EXAMPLES)
     past.add_argument("--since", default="", metavar="TIME", help="as journalctl takes it")
