@@ -12,8 +12,13 @@ import tarfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-# The one module that is for cloud-init's Python, and so is neither beside the others nor compiled.
-CLOUD_INIT_MODULE = "/usr/share/vmsnap/cloud-init/cc_vmsnap.py"
+# For cloud-init's Python, and for the quiescers: not beside the other modules, and not compiled.
+QUIESCE = "/usr/lib/vmsnap/quiesce"
+APART = {"/usr/share/vmsnap/cloud-init/cc_vmsnap.py", f"{QUIESCE}/holding.py"}
+# vmsnap runs scripts of this mode only.
+QUIESCERS = dict.fromkeys(
+    (f"{QUIESCE}/{name}" for name in ("mariadb", "postgresql", "redis")), 0o700
+)
 
 
 @dataclass(frozen=True)

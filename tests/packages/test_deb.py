@@ -29,6 +29,7 @@ PRIVATE = {
     "/etc/vmsnap/vmsnap.conf.d": 0o700,
     CONFIGURATION: 0o600,
     "/var/lib/vmsnap": 0o700,
+    **contents.QUIESCERS,
 }
 
 
@@ -88,7 +89,8 @@ def test_configuration_and_results_are_for_root_alone_and_the_rest_for_everybody
     private = {name: entry.mode for name, entry in packed.items() if not entry.mode & 0o077}
     assert private == PRIVATE
     programs = {n for n, e in packed.items() if e.kind == "file" and e.mode & 0o111}
-    assert programs == {"/usr/bin/vmsnap", CLEAN, "/usr/libexec/vmsnap/cloud-init-hook"}
+    ours = {"/usr/bin/vmsnap", CLEAN, "/usr/libexec/vmsnap/cloud-init-hook"}
+    assert programs == {*ours, *contents.QUIESCERS}
     others = {entry.mode for name, entry in packed.items() if name not in private}
     assert others == {0o755, 0o644}
 

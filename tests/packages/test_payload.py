@@ -115,7 +115,7 @@ def test_make_install_brings_what_the_package_does(installed: Entries) -> None:
 
 def test_everybody_can_read_what_make_install_compiled(installed: Entries) -> None:
     compiled = {n: e for n, e in installed.items() if "__pycache__" in n}
-    modules = {name for name in installed if name.endswith(".py")} - {contents.CLOUD_INIT_MODULE}
+    modules = {name for name in installed if name.endswith(".py")} - contents.APART
     assert len(compiled) == len(modules) + 1  # the directory
     assert {entry.mode for entry in compiled.values()} == {0o755, 0o644}
 
@@ -127,9 +127,9 @@ def test_make_install_leaves_no_trace_of_the_directory_it_was_told_to_use(
     assert [name for name, entry in installed.items() if base in entry.data] == []
 
 
-def test_every_module_unit_page_and_example_of_the_sources_is_packaged() -> None:
+def test_every_module_unit_page_example_and_quiescer_of_the_sources_is_packaged() -> None:
     packed = {Path(name).name for name in of_debian()}
-    directories = {"vmsnap", "systemd", "man", "examples", "cloud-init"}
+    directories = {"vmsnap", "systemd", "man", "examples", "cloud-init", "quiesce"}
     wanted = [path for path in source.tracked(made.ROOT) if path.parts[0] in directories]
     assert {path.parts[0] for path in wanted} == directories
     assert [path for path in wanted if path.name not in packed] == []

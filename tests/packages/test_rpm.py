@@ -44,6 +44,9 @@ TOLERATED = {
         "they name scripts and mounts: root's alone"
     ),
     rf"non-readable ({CONFIGURATION}|{RESULT}|{OUTCOME}) 600$": "likewise",
+    r"non-(readable|standard-executable-perm) /usr/lib/vmsnap/quiesce/[a-z]+ 700$": (
+        "vmsnap runs no script of another mode"
+    ),
     r"bad-manual-page-folder \S*/man(5/vmsnap\.conf\.5|8/vmsnap-session\.service\.8) ": (
         "it takes what follows the first dot for the section"
     ),
@@ -95,7 +98,7 @@ def test_the_modules_are_where_the_distributions_python_looks_and_nowhere_else(
     target: Target,
 ) -> None:
     found = contents.of_rpm(package(target))
-    modules = {name for name in found if name.endswith(".py")} - {contents.CLOUD_INIT_MODULE}
+    modules = {name for name in found if name.endswith(".py")} - contents.APART
     assert modules == {f"{site_packages(target)}/vmsnap/{name}" for name in MODULES}
     pythons = {m[1] for m in (re.match(r"/usr/lib/(python[^/]*)", name) for name in found) if m}
     assert pythons == {f"python{PYTHONS[target.name]}"}
@@ -141,6 +144,7 @@ def test_configuration_and_results_are_for_root_alone_and_the_rest_for_everybody
         "/var/lib/vmsnap": 0o700,
         RESULT: 0o600,
         OUTCOME: 0o600,
+        **contents.QUIESCERS,
     }
     others = {entry.mode for name, entry in found.items() if name not in private}
     assert others == {0o755, 0o644}

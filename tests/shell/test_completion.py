@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from vmsnap.arguments import LEVELS, parser
+from vmsnap.quiescers import QUIESCERS
 
 from .grammar import COMMANDS, commands, options
 
@@ -144,6 +145,11 @@ def test_the_command_of_the_unit_has_nothing_to_offer(shell: Shell, name: str) -
 @pytest.mark.parametrize("name", SHELLS)
 def test_the_levels_are_offered(shell: Shell, name: str) -> None:
     assert shell.offers(name, "vmsnap", "freeze", "--require", "") == set(LEVELS)
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_the_quiescers_are_offered(shell: Shell, name: str) -> None:
+    assert shell.offers(name, "vmsnap", "init", "--quiesce", "") == set(QUIESCERS)
 
 
 @pytest.mark.parametrize("option", ["--only", "--exclude"])

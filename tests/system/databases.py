@@ -20,9 +20,9 @@ from tests.fs.processes import wait_for_end
 from tests.fs.running import Outcome
 from vmsnap.scripts import SUPERVISOR
 
-from . import image
 from .apps import DIRECTORY, UNIT, Scene, scene_of
-from .container import REPOSITORY, Container, device_of, install
+from .container import Container, device_of
+from .image import DATABASES
 
 QUIESCE = "/usr/lib/vmsnap/quiesce"
 DATA, LOG = "/srv/data", "/srv/log"  # a disk each
@@ -54,29 +54,11 @@ for number in range(1, 1000000):
 """
 
 
-# The servers are installed; a test makes data directories for them and starts them by itself.
-DATABASES = image.Recipe(
-    name="databases",
-    suite="bookworm",
-    packages=(*image.BOOKWORM.packages, "postgresql", "mariadb-server", "redis-server"),
-    masked=(*image.MASKED, "postgresql.service", "mariadb.service", "redis-server.service"),
-)
-
-
-def install_all(root: Path) -> None:
-    install(root)
-    directory = root / QUIESCE.lstrip("/")
-    directory.mkdir(parents=True)
-    for file in (REPOSITORY / "quiesce").iterdir():
-        mode = "644" if file.suffix == ".py" else "700"
-        call("install", "-m", mode, file, directory)
-
-
 class Machine(Container):
     """A container with the three servers, none of which runs."""
 
     def __init__(self) -> None:
-        super().__init__(DATABASES, install_all)
+        super().__init__(DATABASES)
 
     def copy(self, mountpoint: str) -> Path:
         """What is on the disk now, past all caches; where it is mounted nothing is changed."""
@@ -174,6 +156,12 @@ class Site:
         }
         self.machine.write("/etc/vmsnap/apps.d/db.json", json.dumps(document))
 
+    def init(self, server: str) -> None:
+        """As an administrator does it, and nothing else."""
+        self.machine.path("/etc/vmsnap/apps.d/db.json").unlink()
+        self.root("vmsnap", "init", "--quiesce", server)
+        self.root("vmsnap", "check")
+
     def freeze(self, *options: str) -> dict[str, Any]:
         return self.scene.freeze(f"--only={DATA}", f"--only={LOG}", *options)
 
@@ -264,3 +252,15 @@ def explained(outcome: Outcome, name: str) -> str:
     (error,) = outcome.result["errors"]
     assert error["name"] == name, error
     return str(error["message"])
+
+
+def assert_init_is_enough(site: Site, server: str) -> None:
+    """The server runs as Debian sets it up: a session is application-consistent."""
+    installed = site.machine.path(QUIESCE)
+    before = sorted(installed.rglob("*"))
+    site.init(server)
+    held = site.freeze()
+    assert site.scene.thaw().verdict == ("success", "application", 0), site.said
+    position = site.machine.read(f"/var/lib/vmsnap/quiesce/{server}/position.json")
+    assert json.loads(position)["session"] == held["session"]
+    assert sorted(installed.rglob("*")) == before, "something was compiled"

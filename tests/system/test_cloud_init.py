@@ -116,8 +116,7 @@ def test_apps_are_written_for_root_alone(story: Story, machine: Container) -> No
         assert cloud.mode_and_owner(machine, config) == (0o600, 0, 0)
         written = json.loads(machine.read(config))
         assert written.items() >= app["config"].items()
-        assert {*app["scripts"]} == {"pre", "post"}
-        for phase, text in app["scripts"].items():
+        for phase, text in app.get("scripts", {}).items():
             script = f"/etc/vmsnap/scripts/{name}/{phase}"
             assert written[f"{phase}ScriptLocation"] == script
             assert cloud.mode_and_owner(machine, script) == (0o700, 0, 0)

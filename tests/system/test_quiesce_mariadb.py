@@ -14,7 +14,16 @@ import pytest
 from tests.fs.processes import wait_for_end
 
 from .apps import until
-from .databases import DATA, LOG, Machine, Site, booted, explained, site_of
+from .databases import (
+    DATA,
+    LOG,
+    Machine,
+    Site,
+    assert_init_is_enough,
+    booted,
+    explained,
+    site_of,
+)
 
 DATADIR, BINLOG = f"{DATA}/my", f"{LOG}/binlog"
 CLIENT = ("mariadb", "--batch", "--skip-column-names", "--unbuffered")
@@ -116,6 +125,12 @@ def test_nothing_is_committed_until_the_thaw(site: Site) -> None:
     assert site.scene.thaw().verdict == ("success", "application", 0)
     assert insert.wait(10.0) == 0
     assert ids(site, "a") == {1}
+
+
+@pytest.mark.parametrize("server", ["mariadb", "mysql"])
+def test_init_is_enough(site: Site, server: str) -> None:
+    start(site)
+    assert_init_is_enough(site, server)
 
 
 # --- what can go wrong ----------------------------------------------------------------------------

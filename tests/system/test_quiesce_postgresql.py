@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quiescer for PostgreSQL against Debian's, with the WAL on a disk of its own."""
+"""The quiescer for PostgreSQL against Debian's, with the WAL and a tablespace on another disk."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from .databases import (
     SERVICE,
     Machine,
     Site,
+    assert_init_is_enough,
     booted,
     explained,
     site_of,
@@ -28,6 +29,7 @@ from .databases import (
 
 BIN = "/usr/lib/postgresql/15/bin"
 CLUSTER, WAL, ARCHIVE = f"{DATA}/pg", f"{LOG}/wal", f"{LOG}/archive"
+TABLESPACE = f"{LOG}/far"
 AS_POSTGRES = ("runuser", "-u", "postgres", "--")
 SQL = (*AS_POSTGRES, "psql", "-qAtX", "-v", "ON_ERROR_STOP=1")
 TRANSACTION = (
@@ -64,8 +66,11 @@ def sql(site: Site, statement: str) -> list[str]:
 
 
 def busy(site: Site, *options: str) -> None:
+    """One of the two tables is not on the disk of the other."""
     start(site, *options)
-    sql(site, "CREATE TABLE a (id bigint); CREATE TABLE b (id bigint)")
+    site.root("install", "-d", "-o", "postgres", TABLESPACE)
+    sql(site, f"CREATE TABLESPACE far LOCATION '{TABLESPACE}'")
+    sql(site, "CREATE TABLE a (id bigint); CREATE TABLE b (id bigint) TABLESPACE far")
     site.load(TRANSACTION, *SQL)
 
 
@@ -122,6 +127,11 @@ def test_disks_copied_at_different_moments_recover_with_the_label_and_the_archiv
 
 def copy(site: Site, directory: str, to: str) -> None:
     site.machine.run("cp", "-a", directory, to)  # fails, as files go away meanwhile
+
+
+def test_init_is_enough(site: Site) -> None:
+    start(site)
+    assert_init_is_enough(site, "postgresql")
 
 
 # --- what can go wrong ----------------------------------------------------------------------------

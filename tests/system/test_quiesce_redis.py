@@ -8,7 +8,16 @@ from collections.abc import Iterator
 import pytest
 
 from .apps import until
-from .databases import DATA, Machine, Site, booted, explained, site_of
+from .databases import (
+    DATA,
+    SERVICE,
+    Machine,
+    Site,
+    assert_init_is_enough,
+    booted,
+    explained,
+    site_of,
+)
 
 DIRECTORY = f"{DATA}/redis"
 CLIENT = ("redis-cli", "--raw")
@@ -78,6 +87,12 @@ def test_nothing_is_written_until_the_thaw(site: Site) -> None:
     assert ask(site, "GET", "key") == "value"
 
 
+@pytest.mark.parametrize("server", ["redis", "valkey"])
+def test_init_is_enough(site: Site, server: str) -> None:
+    start(site, *SAVING)
+    assert_init_is_enough(site, server)
+
+
 # --- what can go wrong ----------------------------------------------------------------------------
 
 
@@ -127,6 +142,16 @@ def test_wrong_credentials_are_told(site: Site) -> None:
     file.chmod(0o600)
     assert site.run().verdict == ("success", "application", 0)
     file.unlink()
+
+
+def test_a_server_that_hangs_in_the_hold_is_told(site: Site) -> None:
+    start(site, *APPENDING)
+    site.app(timeout=6)
+    site.freeze("--no-fsfreeze")
+    site.machine.systemctl("kill", "--signal=STOP", SERVICE, check=True)
+    thaw = site.scene.thaw()
+    site.machine.systemctl("kill", "--signal=CONT", SERVICE, check=True)
+    assert "lost the server" in explained(thaw, POST)
 
 
 def test_a_save_that_fails_is_told_and_writes_go_on(site: Site) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from vmsnap.provision import Exists, init
+from vmsnap.provision import Exists, NotInstalled, init
+from vmsnap.quiescers import QUIESCERS
 
-from .worlds import Etc
+from .worlds import QUIESCE, Etc, installed_quiescers
 
 
 def files(directory: Path) -> set[str]:
@@ -122,3 +123,63 @@ def test_after_a_failed_init_it_can_be_run_again(etc: Etc, monkeypatch: pytest.M
             init(etc.root, "web")
     init(etc.root, "web")
     assert files(etc.root) == WRITTEN
+
+
+# --- with a quiescer -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(etc: Etc, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return installed_quiescers(etc.root.parent, monkeypatch)
+
+
+@pytest.mark.parametrize("name", QUIESCERS)
+def test_an_app_of_a_quiescer_passes_every_check_and_has_no_script_of_its_own(
+    etc: Etc, installed: Path, name: str
+) -> None:
+    init(etc.root, name, QUIESCERS[name])
+    found = etc.inspect()
+    assert found.problems == []
+    (app,) = found.runnable
+    assert app.pre
+    assert app.pre == app.post
+    assert Path(app.pre.path).parent == installed
+    assert files(etc.root) == {f"vmsnap/apps.d/{name}.json"}
+    status = (etc.root / f"vmsnap/apps.d/{name}.json").stat()
+    assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o600)
+
+
+@pytest.mark.parametrize(
+    ("settings", "hold"), [("", "90"), ("[freeze]\ntimeout = 10\nhold = 300\n", "310")]
+)
+def test_a_quiescer_holds_for_as_long_as_the_settings_let_a_session_hold(
+    etc: Etc, installed: Path, settings: str, hold: str
+) -> None:
+    etc.write("vmsnap/vmsnap.conf", settings)
+    init(etc.root, "db", QUIESCERS["mariadb"])
+    (app,) = etc.inspect().runnable
+    assert app.pre
+    assert app.post
+    assert app.pre.params == app.post.params == (f"--hold={hold}",)
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_app_that_exists_is_not_touched_by_one_with_a_quiescer(etc: Etc) -> None:
+    path = etc.write("vmsnap/apps.d/redis.json", "mine")
+    with pytest.raises(Exists, match=str(path)):
+        init(etc.root, "redis", QUIESCERS["redis"])
+    assert path.read_text() == "mine"
+
+
+def test_a_quiescer_that_is_not_installed_is_told_and_nothing_is_written(
+    etc: Etc, installed: Path
+) -> None:
+    (installed / "redis").unlink()
+    with pytest.raises(NotInstalled, match=f"{installed}/redis: found no file"):
+        init(etc.root, "cache", QUIESCERS["valkey"])
+    assert files(etc.root) == set()
+
+
+def test_every_quiescer_of_the_sources_can_be_set_up() -> None:
+    programs = {path.name for path in QUIESCE.iterdir() if path.is_file() and not path.suffix}
+    assert {quiescer.name for quiescer in QUIESCERS.values()} == programs

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vmsnap import checks
+import pytest
+
+from vmsnap import checks, quiescers
 from vmsnap.errors import Kind
 from vmsnap.storage import Plan, make_plan
 
 NOBODY = 65534
 AZURE_APP = "azure/VMSnapshotScriptPluginConfig.json"
 PLUGIN_HOST = "azure/VMSnapshotPluginHost.conf"
+QUIESCE = Path(__file__).parents[2] / "quiesce"
 
 
 def make_directory(path: Path) -> None:
@@ -24,6 +27,18 @@ def make_directory(path: Path) -> None:
         make_directory(path.parent)
         path.mkdir()
         path.chmod(0o755)
+
+
+def installed_quiescers(parent: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install the quiescers in a directory below `parent`, for all that looks for them."""
+    directory = parent / "quiesce"
+    make_directory(directory)
+    for source in QUIESCE.iterdir():
+        if source.is_file():
+            (directory / source.name).write_bytes(source.read_bytes())
+            (directory / source.name).chmod(0o644 if source.suffix else 0o700)
+    monkeypatch.setattr(quiescers, "DIRECTORY", directory)
+    return directory
 
 
 class Etc:
