@@ -6,7 +6,8 @@ RUN    := $(VENV)/bin/python -B
 # What vmsnap imports; what tests, demo and bench run; what makes packages and repositories.
 PACKAGES := python3-distro python3-sdnotify python3-jsonschema python3-yaml \
 	python3-venv e2fsprogs xfsprogs btrfs-progs dosfstools util-linux mount procps \
-	qemu-guest-agent qemu-system-x86 shellcheck mmdebstrap systemd-container \
+	qemu-guest-agent qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients \
+	shellcheck mmdebstrap systemd-container \
 	zsh fish man-db groff-base bash-completion \
 	dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools python3-wheel \
 	lintian rpm rpmlint createrepo-c apt-utils gnupg debian-archive-keyring
@@ -48,11 +49,10 @@ lint: setup ## format, lint, types, Python 3.9 (3.6 for cloud-init), shell scrip
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/vermin -q --no-tips --violations -t=3.9- vmsnap bin/vmsnap
+	$(VENV)/bin/vermin -q --no-tips --violations -t=3.9- vmsnap bin/vmsnap quiesce/*
 	$(VENV)/bin/vermin -q --no-tips --violations -t=3.6- cloud-init/cc_vmsnap.py
 	shellcheck .ci/run completions/vmsnap.bash debian/vmsnap.p* debian/tests/freeze-loop \
-	    examples/*/pre examples/*/post examples/snapshot/* cloud-init/cloud-init-hook \
-	    cloud-init/50-vmsnap
+	    examples/snapshot/* cloud-init/cloud-init-hook cloud-init/50-vmsnap
 
 format: setup ## rewrite the sources as the formatter wants them
 	$(VENV)/bin/ruff format .
@@ -78,6 +78,7 @@ PYTHONDIR ?= /usr/lib/python3/dist-packages
 UNITDIR   ?= /usr/lib/systemd/system
 ZSHDIR    ?= /usr/share/zsh/vendor-completions
 DATA      := $(DESTDIR)/usr/share
+QUIESCERS := $(addprefix quiesce/,mariadb postgresql redis)
 
 install: install-python install-units install-data ## install everything below DESTDIR, without a package
 	umask 022 && $(PYTHON) -m compileall -q $(if $(DESTDIR),-s $(DESTDIR)) $(DESTDIR)$(PYTHONDIR)/vmsnap
@@ -103,6 +104,10 @@ install-data:
 	install -D -m 644 cloud-init/vmsnap-cloud-init.conf \
 	    $(DESTDIR)/usr/lib/tmpfiles.d/vmsnap-cloud-init.conf
 	install -D cloud-init/50-vmsnap $(DESTDIR)/etc/cloud/clean.d/50-vmsnap
+	install -D -m 644 aws/ssm-document.yaml $(DATA)/vmsnap/aws/ssm-document.yaml
+	install -d $(DESTDIR)/usr/lib/vmsnap/quiesce
+	install -m 644 quiesce/holding.py $(DESTDIR)/usr/lib/vmsnap/quiesce
+	install -m 700 $(QUIESCERS) $(DESTDIR)/usr/lib/vmsnap/quiesce
 	install -d $(DESTDIR)/usr/lib/systemd/catalog
 	umask 022 && $(PYTHON) -B -m vmsnap.catalog en > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.catalog
 	umask 022 && $(PYTHON) -B -m vmsnap.catalog es > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.es.catalog

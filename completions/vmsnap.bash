@@ -44,7 +44,7 @@ _vmsnap() {
     current=${current#[\"\']}
     current=${current//\\/}
     if ((COMP_CWORD == 1)); then
-        words="run freeze thaw check plan init provision hook status history plot --help --version"
+        words="run freeze thaw check plan init provision integrate hook status history plot --help --version"
     else
         case $previous in
             --only | --exclude)
@@ -52,6 +52,7 @@ _vmsnap() {
                 return
                 ;;
             --require) words="crash filesystem application" ;;
+            --quiesce) words="postgresql mariadb mysql redis valkey" ;;
             --etc | --run | --state)
                 compopt -o filenames
                 mapfile -t COMPREPLY < <(compgen -d -- "$current")
@@ -64,7 +65,9 @@ _vmsnap() {
                 ;;
             --hold | --since | --within) return ;;
         esac
-        if [[ $command == hook && $current != -* ]]; then
+        if [[ $command == integrate && $current != -* ]]; then
+            words="qemu vmware google aws nutanix azure"
+        elif [[ $command == hook && $current != -* ]]; then
             case $COMP_CWORD:$previous in
                 2:*) words="qemu vmware google aws nutanix azure" ;;
                 3:qemu) words="freeze thaw" ;;
@@ -82,9 +85,11 @@ _vmsnap() {
             check) words="--only --exclude --watch" ;;
             plan) words="--only --exclude" ;;
             provision) words="- --file --dry-run" ;;
+            integrate) words="--remove --dry-run" ;;
             hook) words="--within" ;;
             history) words="--since" ;;
-            init | status | plot) ;;
+            init) words="--quiesce" ;;
+            status | plot) ;;
             *) return ;;
         esac
         words+=" --etc --run --state --json --help"

@@ -28,7 +28,7 @@ function __vmsnap_command # what follows `vmsnap run --`
     complete -C (string join ' ' -- (string escape -- $words) (commandline -ct))
 end
 
-set -l every run freeze thaw check plan init provision hook status history plot
+set -l every run freeze thaw check plan init provision integrate hook status history plot
 complete -c vmsnap -f
 complete -c vmsnap -n __vmsnap_begins -l version -d 'print the version'
 complete -c vmsnap -n "__vmsnap_begins; or __vmsnap_in $every" -s h -l help -d 'print a short help'
@@ -40,6 +40,7 @@ complete -c vmsnap -n __vmsnap_begins -a check -d 'check configuration, scripts 
 complete -c vmsnap -n __vmsnap_begins -a plan -d 'show which filesystems would be frozen'
 complete -c vmsnap -n __vmsnap_begins -a init -d 'write the config and scripts of an app'
 complete -c vmsnap -n __vmsnap_begins -a provision -d 'write the configuration of one document'
+complete -c vmsnap -n __vmsnap_begins -a integrate -d 'connect to the agent of the platform'
 complete -c vmsnap -n __vmsnap_begins -a hook -d 'begin or end a session for an agent'
 complete -c vmsnap -n __vmsnap_begins -a status -d 'show the session in progress or the last one'
 complete -c vmsnap -n __vmsnap_begins -a history -d 'show past sessions'
@@ -55,9 +56,13 @@ $options -l no-fsfreeze -d 'the platform freezes'
 complete -c vmsnap -n "__vmsnap_in thaw" -l failed -d 'and say that the snapshot has not been taken'
 complete -c vmsnap -n "__vmsnap_in thaw" -l force -d 'thaw what a killed session left frozen'
 complete -c vmsnap -n "__vmsnap_in check" -l watch -d 'check again when scripts change'
+complete -c vmsnap -n "__vmsnap_in init" -l quiesce -x -a 'postgresql mariadb mysql redis valkey' -d 'set up for a database'
 complete -c vmsnap -n "__vmsnap_in provision" -a - -d 'read the document from stdin'
 complete -c vmsnap -n "__vmsnap_in provision" -l file -r -F -d 'read the document from a file'
 complete -c vmsnap -n "__vmsnap_in provision" -l dry-run -d 'write nothing'
+complete -c vmsnap -n "__vmsnap_in integrate" -a 'qemu vmware google aws nutanix azure' -d agent
+complete -c vmsnap -n "__vmsnap_in integrate" -l remove -d 'undo it'
+complete -c vmsnap -n "__vmsnap_in integrate" -l dry-run -d 'write nothing'
 complete -c vmsnap -n "__vmsnap_in hook" -a 'qemu vmware google aws nutanix azure' -d agent
 complete -c vmsnap -n "__vmsnap_in hook" -l within -x -d 'how long the agent waits'
 complete -c vmsnap -n "__vmsnap_in history" -l since -x -d 'a time, as journalctl takes it'

@@ -23,6 +23,7 @@ _vmsnap() {
         'plan:show which filesystems would be frozen'
         'init:write the config and scripts of an app'
         'provision:write the configuration of one document'
+        'integrate:connect to the agent of the platform'
         'hook:begin or end a session for an agent'
         'status:show the session in progress or the last one'
         'history:show past sessions'
@@ -62,8 +63,9 @@ _vmsnap() {
                 thaw) _arguments $every '(--force)--failed[and say that the snapshot has not been taken]' '(--failed)--force[thaw what a killed session left frozen]' '1:session: ' && ret=0 ;;
                 check) _arguments $every $selection '--watch[check again when scripts change]' && ret=0 ;;
                 plan) _arguments $every $selection && ret=0 ;;
-                init) _arguments $every '1:name: ' && ret=0 ;;
+                init) _arguments $every '--quiesce=[set up for a database]:server:(postgresql mariadb mysql redis valkey)' '1:name: ' && ret=0 ;;
                 provision) _arguments $every '(1)--file=[read the document from a file]:file:_files' '--dry-run[write nothing]' '(--file)1: :((-\:read\ the\ document\ from\ stdin))' && ret=0 ;;
+                integrate) _arguments $every '--remove[undo it]' '--dry-run[write nothing]' '1:agent:(qemu vmware google aws nutanix azure)' && ret=0 ;;
                 hook) _arguments $every '--within=[how long the agent waits]:seconds: ' '1:agent:(qemu vmware google aws nutanix azure)' '2:event:(freeze freezeFail thaw pre post pre-script post-script dry-run pre_freeze post_thaw)' '*:argument: ' && ret=0 ;;
                 status) _arguments $every && ret=0 ;;
                 history) _arguments $every '--since=[a time, as journalctl takes it]:time: ' && ret=0 ;;

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vmsnap import __version__
 from vmsnap.consistency import Level
+from vmsnap.quiescers import QUIESCERS
 
 OK, FAILED, USAGE, IN_PROGRESS, NOT_ROOT = 0, 1, 2, 75, 77  # exit codes
 
@@ -18,8 +20,10 @@ LEVELS = {level.word: level for level in (Level.CRASH, Level.FILESYSTEM, Level.A
 DESCRIPTION = "Application-consistent snapshots of this virtual machine, from inside it."
 EXAMPLES = """\
 examples:
-  vmsnap init postgresql              write a config and script skeletons to edit
+  vmsnap init ledger                  write a config and script skeletons to edit
+  vmsnap init --quiesce postgresql    set up what quiesces a database
   vmsnap provision --file FILE        write the configuration from one document (cloud-init)
+  vmsnap integrate                    have the platform's agent call vmsnap at every snapshot
   vmsnap check                        is everything right? (changes nothing)
   vmsnap plan                         which filesystems would be frozen, and why not the others
   vmsnap run -- ./take-snapshot       quiesce, freeze, run the command, thaw, resume
@@ -72,6 +76,12 @@ The document is what stands under `vmsnap:` in cloud-init's user-data: vmsnap-pr
 it is put into effect or, if anything in it is wrong, nothing. What it does not mention is left as
 it is.
 """
+INIT_EXAMPLES = """\
+examples:
+  vmsnap init ledger                         a config and two skeletons, to be edited
+  vmsnap init --quiesce postgresql           an app that needs no script of yours
+  vmsnap init --quiesce mariadb shop-db      the same under another name
+"""
 HOOKS = ("qemu", "vmware", "google", "aws", "nutanix", "azure")
 HOOK_EXAMPLES = """\
 examples:
@@ -80,6 +90,16 @@ examples:
   vmsnap hook aws pre-script  exit codes 201 to 206 as Data Lifecycle Manager has them
 
 The agents are told to call this by the files that `vmsnap integrate` writes.
+"""
+INTEGRATE_EXAMPLES = """\
+examples:
+  vmsnap integrate --dry-run    what would be written, for which agent (needs no root)
+  vmsnap integrate              connect to the agent of this platform
+  vmsnap integrate qemu         to this one: qemu, vmware, google, aws, nutanix or azure
+  vmsnap integrate --remove     leave everything as it was before
+
+What the agent of the platform calls from then on is `vmsnap hook`. `vmsnap check` says whether that
+is still so.
 """
 RUN_EXAMPLES = """\
 examples:
@@ -204,9 +224,13 @@ def parser() -> argparse.ArgumentParser:
     init = command(
         "init",
         "write the config of an app and skeletons of its scripts",
-        epilog="examples:\n  vmsnap init postgresql\n",
+        epilog=INIT_EXAMPLES,
+        usage="vmsnap init [options] [NAME]",
     )
-    init.add_argument("name", metavar="NAME", help="a plain word: postgresql")
+    init.add_argument("name", nargs="?", metavar="NAME", help="a plain word: ledger")
+    init.add_argument(
+        "--quiesce", type=quiescer, metavar="SERVER", help=f"set up for {', '.join(QUIESCERS)}"
+    )
     provision = command(
         "provision",
         "write the configuration that one document describes, as cloud-init does",
@@ -220,6 +244,37 @@ def parser() -> argparse.ArgumentParser:
     provision.add_argument(
         "--dry-run", action="store_true", help="say what would be written (needs no root)"
     )
+    add_agents(command)
+    command("status", "show the session in progress, or how the last one went")
+    past = command("history", "show past sessions, newest first", epilog=HISTORY_EXAMPLES)
+    past.add_argument("--since", default="", metavar="TIME", help="as journalctl takes it")
+    plot = command("plot", "draw what happened in a session, as SVG", epilog=PLOT_EXAMPLES)
+    plot.add_argument("session", metavar="SESSION", help="its UUID, or the beginning of it")
+    unit = command("session", "the main process of vmsnap-session.service")
+    unit.add_argument("--stopped", action="store_true", help="its ExecStopPost=")
+    return top
+
+
+def add_agents(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands about the agents of platforms."""
+    integrate = command(
+        "integrate",
+        "connect to the agent of the platform, which then calls vmsnap at every snapshot",
+        epilog=INTEGRATE_EXAMPLES,
+    )
+    integrate.add_argument(
+        "agent",
+        nargs="?",
+        metavar="AGENT",
+        choices=HOOKS,
+        help="this one, and not that of the platform that this is",
+    )
+    integrate.add_argument(
+        "--remove", action="store_true", help="undo it: for AGENT, or for all that are connected"
+    )
+    integrate.add_argument(
+        "--dry-run", action="store_true", help="say what would be done (needs no root)"
+    )
     hook = command(
         "hook",
         "begin or end a session for the agent of a platform, which calls this",
@@ -232,14 +287,6 @@ def parser() -> argparse.ArgumentParser:
         "--within", type=seconds, metavar="SECONDS", help="how long the agent waits for a session"
     )
     hook.add_argument("rest", metavar="ARGUMENT...", nargs="*", help="what the agent says besides")
-    command("status", "show the session in progress, or how the last one went")
-    past = command("history", "show past sessions, newest first", epilog=HISTORY_EXAMPLES)
-    past.add_argument("--since", default="", metavar="TIME", help="as journalctl takes it")
-    plot = command("plot", "draw what happened in a session, as SVG", epilog=PLOT_EXAMPLES)
-    plot.add_argument("session", metavar="SESSION", help="its UUID, or the beginning of it")
-    unit = command("session", "the main process of vmsnap-session.service")
-    unit.add_argument("--stopped", action="store_true", help="its ExecStopPost=")
-    return top
 
 
 def seconds(word: str) -> float:
@@ -258,3 +305,9 @@ def level(word: str) -> Level:
     if word not in LEVELS:
         raise argparse.ArgumentTypeError(f"found {word!r}, expected {', '.join(LEVELS)}")
     return LEVELS[word]
+
+
+def quiescer(word: str) -> str:
+    if word not in QUIESCERS:
+        raise argparse.ArgumentTypeError(f"found {word!r}, expected {', '.join(QUIESCERS)}")
+    return word

@@ -39,6 +39,7 @@ OUTSIDE = (
     Kind.INCORRECT_PLUGINHOST_FILE,
     Kind.INCORRECT_JSON_CONFIG_FILE,
     Kind.PROVISIONING_FAILED,
+    Kind.INCORRECT_INTEGRATION,
     Kind.MOUNT_OPEN_FAILED,
     *(kind for kinds in SCRIPT.values() for kind in (kinds.not_found, kinds.untrusted)),
 )

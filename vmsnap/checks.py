@@ -24,6 +24,8 @@ from vmsnap.storage import Plan
 from vmsnap.thaw import FROZEN_LIST
 from vmsnap.trusted import Unreadable, Untrusted, open_trusted, read_text
 
+# How Azure's extension calls us (connection.py). An app of Azure's file that is these is none.
+AZURE_HOOKS = {"pre": "/etc/vmsnap/azure/pre", "post": "/etc/vmsnap/azure/post"}
 APP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -155,6 +157,8 @@ def inspect_app(
     if parsed is None:
         return
     app, warnings = parsed
+    if app.pre and app.pre.path == AZURE_HOOKS["pre"]:
+        return
     for warning in warnings:
         found.warn(kind, str(path), warning)
     if not APP_NAME.fullmatch(app.name):

@@ -243,6 +243,7 @@ COMMANDS = {
     "freeze": freeze_command,
     "thaw": thaw_command,
     "hook": hook_command,
+    "integrate": configuring.integrate_command,
     "check": queries.check_command,
     "plan": queries.plan_command,
     "init": configuring.init_command,

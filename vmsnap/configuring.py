@@ -9,18 +9,22 @@ import io
 import os
 import signal
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmsnap.arguments import FAILED, OK
 from vmsnap.errors import Impossible
-from vmsnap.terminal import complain, is_journal, print_json, show_phase, whoever_reads
+from vmsnap.terminal import colourful, complain, is_journal, print_json, show_phase, whoever_reads
 
 if TYPE_CHECKING:
+    from vmsnap.checks import Inspection
+    from vmsnap.integrate import Changes
     from vmsnap.provisioned import Provisioning
 
+TRIAL = "`vmsnap run --no-fsfreeze --require application -- true`"
 SESSION_PATIENCE = 3600.0  # seconds: the longest that pre- and post-scripts may take
 
 
@@ -32,16 +36,92 @@ def init_command(arguments: argparse.Namespace) -> int:
     from vmsnap.checks import APP_NAME
     from vmsnap.config import PLAIN_WORD
     from vmsnap.provision import init
+    from vmsnap.quiescers import QUIESCERS
 
-    if not APP_NAME.fullmatch(arguments.name):
-        arguments.parser.error(f"found the name {arguments.name!r}, expected {PLAIN_WORD}")
-    written = init(arguments.etc, arguments.name)
+    name = arguments.quiesce if arguments.name is None else arguments.name
+    if name is None:
+        arguments.parser.error("found neither NAME nor --quiesce, expected one of them")
+    if not APP_NAME.fullmatch(name):
+        arguments.parser.error(f"found the name {name!r}, expected {PLAIN_WORD}")
+    quiescer = QUIESCERS.get(arguments.quiesce)
+    written = init(arguments.etc, name, quiescer)
+    paths = {key: str(path) for key, path in written.__dict__.items()}
     if arguments.json:
-        print_json({key: str(path) for key, path in written.__dict__.items()})
-        return OK
-    print(f"wrote {written.config}\nwrote {written.pre}\nwrote {written.post}")
-    print("Next: write the two scripts, then run `vmsnap check`.")
+        print_json({**paths, "next": quiescer.login} if quiescer else paths)
+    elif quiescer:
+        print(f"wrote {written.config}\n{quiescer.login}")
+        print("Next: run `vmsnap check`, then try it: " + TRIAL)
+    else:
+        print(f"wrote {written.config}\nwrote {written.pre}\nwrote {written.post}")
+        print("Next: write the two scripts, then run `vmsnap check`.")
     return OK
+
+
+def integrate_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import integrate, lock, report
+
+    if arguments.etc != Path("/etc"):
+        arguments.parser.error(f"found --etc {arguments.etc}, expected /etc: agents know no other")
+    change = integrate.disconnect if arguments.remove else integrate.connect
+    agents = agents_meant(arguments)
+    if arguments.dry_run:
+        done = {agent: change(agent, arguments.state, dry_run=True) for agent in agents}
+    else:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # both undo what is half-done
+        lock.prepare(arguments.run)
+        descriptor = lock.acquire(arguments.run, "vmsnap integrate")
+        end_killed_session(arguments, descriptor)
+        done = {agent: change(agent, arguments.state) for agent in agents}
+    found = unsound(arguments)
+    with whoever_reads():
+        if arguments.json:
+            agents_told = {agent: asdict(changes) for agent, changes in done.items()}
+            problems = [problem.to_json() for problem in found.problems]
+            print_json({"ok": not found.errors, "agents": agents_told, "problems": problems})
+        else:
+            show_integration(arguments, done)
+            if found.problems:
+                complain(report.problem_list(found.problems, report.Paint(colourful(sys.stderr))))
+    return FAILED if found.errors else OK
+
+
+def agents_meant(arguments: argparse.Namespace) -> list[str]:
+    from vmsnap import integrate
+
+    if arguments.agent:
+        return [arguments.agent]
+    if arguments.remove:
+        return list(integrate.recorded(arguments.state))
+    return [integrate.this_platforms_agent()]
+
+
+def unsound(arguments: argparse.Namespace) -> Inspection:
+    """What is wrong with the connections now that this has been done."""
+    from vmsnap import checks, soundness
+
+    found = checks.inspect(arguments.etc)
+    found.problems.clear()
+    if not arguments.dry_run and not arguments.remove:
+        soundness.inspect(found, arguments.state)
+    return found
+
+
+def show_integration(arguments: argparse.Namespace, done: Mapping[str, Changes]) -> None:
+    from vmsnap.connection import CONNECTIONS
+
+    would = "would have " if arguments.dry_run else ""
+    if not done:
+        print("nothing is connected")
+    for agent, changes in done.items():
+        print(f"agent: {agent}")
+        lines = [f"{would}written {path}" for path in changes.written]
+        lines += [f"{would}removed {path}" for path in changes.removed]
+        lines += [f"unchanged: {path}" for path in changes.unchanged]
+        lines += [f"left, for vmsnap has not written it: {path}" for path in changes.left]
+        lines += [f"restarted {changes.restarted}"] if changes.restarted else []
+        print("\n".join(lines or ["nothing to do in this machine"]))
+        if not arguments.remove:
+            print(f"to take a snapshot: {CONNECTIONS[agent](Path('/')).host}")
 
 
 def provision_command(arguments: argparse.Namespace) -> int:
@@ -64,7 +144,7 @@ def provision_command(arguments: argparse.Namespace) -> int:
         os.lstat(arguments.source)  # a typing error is no outcome to keep
     if arguments.dry_run:
         load = partial(load_document, arguments)
-        done = provision(arguments.source, load, arguments.etc, dry_run=True)
+        done = provision(arguments.source, load, arguments.etc, arguments.state, dry_run=True)
     else:
         done = provision_in_earnest(arguments)
     with contextlib.nullcontext() if arguments.dry_run else whoever_reads():
@@ -111,7 +191,8 @@ def provision_in_earnest(arguments: argparse.Namespace) -> Provisioning:
         show("")
         end_killed_session(arguments, descriptor)
         keep(failure(arguments, "it was interrupted"))  # should we not live to know better
-        done = provision(arguments.source, partial(load_document, arguments), arguments.etc)
+        load = partial(load_document, arguments)
+        done = provision(arguments.source, load, arguments.etc, arguments.state)
         try:
             keep(done)
         except OSError as e:  # then it stays with the interruption

@@ -51,6 +51,7 @@ AT_MOST = {
     Kind.NO_SESSION: Level.NONE,
     Kind.INCORRECT_SETTINGS: Level.NONE,
     Kind.PROVISIONING_FAILED: Level.FILESYSTEM,  # no part of any session
+    Kind.INCORRECT_INTEGRATION: Level.FILESYSTEM,  # nor is this
 }
 
 

@@ -20,6 +20,7 @@ from vmsnap.mistakes import (
     against_schema,
     contradictions,
     not_json,
+    of_integration,
     of_timer,
     schema,
     shown,
@@ -47,11 +48,13 @@ SAID_OF_THE_BEGINNING = {
 @dataclass(frozen=True)
 class Document:
     """What is to be written, in this order, and what to do with the timer: None leaves it alone,
-    "" disables it, a calendar expression enables it."""
+    "" disables it, a calendar expression enables it. `integrate`: with which agent, "auto" for that
+    of the platform; False for none; None leaves it alone."""
 
     files: tuple[File, ...]
     apps: tuple[str, ...]
     timer: str | None
+    integrate: str | bool | None = None
 
 
 # --- text -> values ------------------------------------------------------------------------------
@@ -135,13 +138,19 @@ def read(found: object, etc: Path) -> Document:
     apps, conf, timer = apps_of(found), found.get("conf", {}), found.get("timer")
     refuse(contradictions(found, apps))
     refuse(of_timer(timer, conf, etc))
+    refuse(of_integration(found, etc))
     files = [file for name, app in apps.items() for file in app_files(name, app, etc)]
     if conf:
         files.append(File(etc / DROP_IN, (WRITTEN + ini(conf)).encode(), 0o600))
     if timer:
         lines = f"[Timer]\nOnCalendar=\nOnCalendar={timer}\n"
         files.append(File(etc / TIMER_DROP_IN, (WRITTEN + lines).encode(), 0o644))
-    return Document(tuple(files), tuple(apps), None if timer is None else timer or "")
+    return Document(
+        tuple(files),
+        tuple(apps),
+        None if timer is None else timer or "",
+        found.get("integrate"),
+    )
 
 
 def refuse(mistakes: Iterable[Mistake]) -> None:

@@ -117,6 +117,15 @@ class Kind(Enum):
         "configuration has been mended by hand, remove /var/lib/vmsnap/provision.json",
         "4df18e0e62354cbf98f3c3206f1c6e16",
     )
+    INCORRECT_INTEGRATION = (
+        "IncorrectIntegration",
+        144,
+        "The agent of this platform does not call vmsnap as it should, so its snapshots may be "
+        "worth less than they seem",
+        "Do what the message says, or run `vmsnap integrate` again; `vmsnap integrate --remove` "
+        "ends the connection",
+        "c9793b71f8774fdabab0a0147628e49f",
+    )
     PRE_SCRIPT_EXECUTION_FAILED = (
         "Pre-ScriptExecutionFailed",
         300,

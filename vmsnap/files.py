@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -109,6 +110,35 @@ def make_directories(path: Path, mode: int) -> list[Path]:
     path.mkdir()
     path.chmod(mode)  # whatever the umask
     return [*made, path]
+
+
+def write(files: Sequence[File]) -> None:
+    """As write_all, with the directories that are missing, which a file that all may read makes
+    readable for all."""
+    made: list[Path] = []
+    try:
+        for file in files:
+            made += make_directories(file.path.parent, 0o755 if file.mode & 0o004 else 0o700)
+        write_all(files)
+        for directory in made:
+            sync(directory.parent)
+    except BaseException:
+        for directory in reversed(made):
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+        raise
+
+
+def is_there(file: File) -> bool:
+    try:
+        status = file.path.lstat()
+        return (
+            stat.S_ISREG(status.st_mode)
+            and (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (file.mode, 0, 0)
+            and file.path.read_bytes() == file.data
+        )
+    except OSError:
+        return False
 
 
 def remove_tree(path: Path) -> None:

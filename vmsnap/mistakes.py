@@ -231,6 +231,11 @@ def setting_mistakes(section: str, key: str, value: object) -> Iterator[Mistake]
         yield Mistake(path, f"expected {e}")
 
 
+def of_integration(found: dict[str, Any], etc: Path) -> Iterator[Mistake]:
+    if "integrate" in found and etc != Path("/etc"):
+        yield Mistake("integrate", f"the agents of platforms read /etc and not {etc}")
+
+
 def of_timer(timer: Any, conf: dict[str, Any], etc: Path) -> Iterator[Mistake]:
     if timer is not None and etc != Path("/etc"):
         yield Mistake("timer", f"it is systemd's, which reads /etc and not {etc}")

@@ -3,21 +3,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmsnap import checks
+from vmsnap import checks, soundness
 from vmsnap.document import read
 from vmsnap.errors import Impossible
-from vmsnap.files import File, make_directories, sync, write_all
+from vmsnap.files import File, is_there, write
+from vmsnap.integrate import (
+    Changes,
+    NotPossible,
+    connect,
+    disconnect,
+    recorded,
+    this_platforms_agent,
+)
 from vmsnap.mistakes import Mistake, Mistaken
 from vmsnap.process import output_of
 from vmsnap.provisioned import Provisioning
+from vmsnap.quiescers import Quiescer
 from vmsnap.trusted import Unreadable, Untrusted
 
 TIMER = "vmsnap-backup.timer"
@@ -46,6 +53,10 @@ class Exists(Impossible):
     """A file that would be written is there already."""
 
 
+class NotInstalled(Impossible):
+    """vmsnap was not installed with all that belongs to it."""
+
+
 class TimerRefused(Impossible):
     """systemd did not do what was asked of it."""
 
@@ -57,34 +68,47 @@ class Written:
     post: Path
 
 
-def init(etc: Path, name: str) -> Written:
-    """Write the config and the script skeletons of an app. Existing files are never touched.
+def init(etc: Path, name: str, quiescer: Quiescer | None = None) -> Written:
+    """Write the config of an app, of a quiescer or with script skeletons. Existing files are never
+    touched.
 
-    Raises Exists and OSError; what was written before an OSError is removed again.
+    Raises Exists, NotInstalled and OSError; what was written before an OSError is removed again.
     """
     base = etc / "vmsnap"
-    scripts = base / "scripts" / name
-    written = Written(base / "apps.d" / f"{name}.json", scripts / "pre", scripts / "post")
-    for path in (written.config, written.pre, written.post):
-        if os.path.lexists(path):
-            raise Exists(f"{path}: found a file there already, expected none; it was left as it is")
+    config, scripts = base / "apps.d" / f"{name}.json", base / "scripts" / name
+    if quiescer:
+        if not quiescer.path.exists():
+            raise NotInstalled(
+                f"{quiescer.path}: found no file there, expected the quiescer, which packages and "
+                "`make install` put there"
+            )
+        written = Written(config, quiescer.path, quiescer.path)
+        files = []
+    else:
+        written = Written(config, scripts / "pre", scripts / "post")
+        files = [
+            File(written.pre, PRE.format(name=name).encode(), 0o700),
+            File(written.post, POST.format(name=name).encode(), 0o700),
+        ]
+    parameters = [f"--hold={longest_hold(etc):g}"] if quiescer else []
     document = {
         "pluginName": "ScriptRunner",
         "preScriptLocation": str(written.pre),
         "postScriptLocation": str(written.post),
-        "preScriptParams": [],
-        "postScriptParams": [],
+        "preScriptParams": parameters,
+        "postScriptParams": parameters,
         "preScriptNoOfRetries": 0,
         "postScriptNoOfRetries": 0,
-        "timeoutInSeconds": 30,
+        "timeoutInSeconds": quiescer.timeout if quiescer else 30,
         "continueBackupOnFailure": True,
         "fsFreezeEnabled": True,
     }
-    files = [
-        File(written.pre, PRE.format(name=name).encode(), 0o700),
-        File(written.post, POST.format(name=name).encode(), 0o700),
-        File(written.config, (json.dumps(document, indent=4) + "\n").encode(), 0o600),
-    ]
+    files.append(File(config, (json.dumps(document, indent=4) + "\n").encode(), 0o600))
+    for file in files:
+        if os.path.lexists(file.path):
+            raise Exists(
+                f"{file.path}: found a file there already, expected none; it was left as it is"
+            )
     try:
         write(files)
     except OSError:
@@ -94,8 +118,14 @@ def init(etc: Path, name: str) -> Written:
     return written
 
 
+def longest_hold(etc: Path) -> float:
+    """Seconds from the end of the pre-scripts to the thaw, at most, as things are set."""
+    settings = checks.inspect(etc).settings
+    return settings.freeze_timeout + settings.hold
+
+
 def provision(
-    source: str, load: Callable[[], object], etc: Path, dry_run: bool = False
+    source: str, load: Callable[[], object], etc: Path, state: Path, dry_run: bool = False
 ) -> Provisioning:
     """Put the document that is loaded from `source` into effect below `etc`. Whatever goes wrong is
     in what is returned: with the document, and then nothing was written, or besides it."""
@@ -103,20 +133,26 @@ def provision(
     there: list[File] = []
     problems: list[Mistake] = []
     timer = None
+    connected = Changes()
     try:
         document = read(load(), etc)
         timer = None if document.timer is None else bool(document.timer)
         there = [file for file in document.files if is_there(file)]
         wanted = [file for file in document.files if file not in there]
+        connected = integrate(document.integrate, state, dry_run=True)  # could it be?
         if not dry_run:
             make_root_only(etc / "vmsnap")
             write(wanted)
         missing = wanted
         if not dry_run:
+            connected = integrate(document.integrate, state, dry_run=False)
             set_timer(document.timer, any(TIMER in str(file.path) for file in missing))
             problems += disorder(document.apps, etc)
+            problems += disconnection(document.integrate, state)
     except Mistaken as e:
         problems += e.mistakes
+    except NotPossible as e:
+        problems.append(Mistake("integrate", str(e)))
     except (Untrusted, Unreadable, TimerRefused) as e:
         problems.append(Mistake("", str(e)))
     except OSError as e:
@@ -125,8 +161,8 @@ def provision(
     return Provisioning(
         source,
         problems=tuple(problems),
-        written=tuple(str(file.path) for file in missing),
-        unchanged=tuple(str(file.path) for file in there),
+        written=(*(str(file.path) for file in missing), *connected.written),
+        unchanged=(*(str(file.path) for file in there), *connected.unchanged),
         timer=timer,
     )
 
@@ -143,38 +179,30 @@ def disorder(apps: tuple[str, ...], etc: Path) -> Iterator[Mistake]:
         yield Mistake("", f"{names}: not an app that VMSnapshotPluginHost.conf names")
 
 
+def integrate(wanted: str | bool | None, state: Path, *, dry_run: bool) -> Changes:
+    """Never waiting, either. Raises NotPossible, and OSError."""
+    if wanted is False:
+        for agent in recorded(state):
+            disconnect(agent, state, dry_run=dry_run, wait=False)
+    if not isinstance(wanted, str):
+        return Changes()
+    agent = this_platforms_agent() if wanted == "auto" else wanted
+    return connect(agent, state, dry_run=dry_run, wait=False)
+
+
+def disconnection(wanted: str | bool | None, state: Path) -> Iterator[Mistake]:
+    """What keeps the agent from calling us all the same; it may not run yet."""
+    found = checks.Inspection()
+    if wanted:
+        soundness.inspect(found, state, running=False)
+    for problem in found.errors:
+        yield Mistake("integrate", problem.message)
+
+
 def make_root_only(directory: Path) -> None:
     """cloud-init makes it for a provision.yaml, before the package does, and for all to read."""
     if directory.exists():
         directory.chmod(0o700)
-
-
-def write(files: list[File]) -> None:
-    """In this order, the configs after their scripts: an app exists from then on."""
-    made: list[Path] = []
-    try:
-        for file in files:
-            made += make_directories(file.path.parent, 0o755 if file.mode & 0o004 else 0o700)
-        write_all(files)
-        for directory in made:
-            sync(directory.parent)
-    except BaseException:
-        for directory in reversed(made):
-            with contextlib.suppress(OSError):
-                directory.rmdir()
-        raise
-
-
-def is_there(file: File) -> bool:
-    try:
-        status = file.path.lstat()
-        return (
-            stat.S_ISREG(status.st_mode)
-            and (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (file.mode, 0, 0)
-            and file.path.read_bytes() == file.data
-        )
-    except OSError:
-        return False
 
 
 def set_timer(calendar: str | None, changed: bool) -> None:

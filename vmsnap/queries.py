@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from vmsnap.arguments import FAILED, OK
 from vmsnap.terminal import colourful, complain, is_journal, print_json
@@ -14,7 +15,7 @@ IN_ORDER = "everything is in order"
 
 
 def check_command(arguments: argparse.Namespace) -> int:
-    from vmsnap import checks, host, provisioned, report
+    from vmsnap import checks, host, integrate, provisioned, report, soundness
     from vmsnap.journal import tell_problems
     from vmsnap.notify import Manager
     from vmsnap.storage import make_plan
@@ -29,6 +30,8 @@ def check_command(arguments: argparse.Namespace) -> int:
     if all(app.freeze for app in found.apps):
         checks.inspect_filesystems(found, plan, arguments.run)
     checks.inspect_remains(found, arguments.run)
+    if arguments.etc == Path("/etc"):  # the agents know no other
+        soundness.inspect(found, arguments.state)
     failed = provisioned.failed(arguments.state, arguments.run)
     if failed:
         found.problems.append(provisioned.problem(failed, provisioned.in_words(failed)))
@@ -44,6 +47,9 @@ def check_command(arguments: argparse.Namespace) -> int:
         names = ", ".join(app.name for app in found.runnable) or "none"
         platform = f"{host.distribution()} on {host.hypervisor() or 'unknown hardware'}"
         print(f"host: {platform}")
+        print(
+            f"agents that call vmsnap: {', '.join(integrate.recorded(arguments.state)) or 'none'}"
+        )
         print(f"apps that would run: {names}")
         print(f"filesystems that would be frozen: {len(plan.acted_on)} (`vmsnap plan`)")
         print(paint(IN_ORDER, "success") if ok else paint("not in order", "failed"))

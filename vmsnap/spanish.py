@@ -91,6 +91,12 @@ KINDS = {
         "Corríjalo donde indica el mensaje y ejecute con él `vmsnap provision --file FILE`. Si "
         "la configuración ya se corrigió a mano, elimine /var/lib/vmsnap/provision.json",
     ),
+    Kind.INCORRECT_INTEGRATION: (
+        "El agente de esta plataforma no llama a vmsnap como debería, así que sus instantáneas "
+        "pueden valer menos de lo que parece",
+        "Haga lo que dice el mensaje o ejecute de nuevo `vmsnap integrate`; `vmsnap integrate "
+        "--remove` termina la conexión",
+    ),
     Kind.PRE_SCRIPT_EXECUTION_FAILED: (
         "El pre-script falló, también en todos los reintentos configurados",
         READ_OUTPUT,

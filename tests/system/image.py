@@ -133,6 +133,27 @@ DNF = Recipe(
     suite="bookworm",
     packages=(*SYSTEM, "dnf", "rpm", "python3", "python3-distro", "python3-jsonschema"),
 )
+# The agents of every platform for which Debian has one; a test starts them by itself.
+AGENTS = replace(
+    BOOKWORM,
+    name="agents",
+    packages=(
+        *BOOKWORM.packages,
+        *("qemu-guest-agent", "open-vm-tools", "google-guest-agent", "waagent"),
+    ),
+    masked=(
+        *MASKED,
+        *("google-guest-agent.service", "google-startup-scripts.service"),
+        *("google-shutdown-scripts.service", "walinuxagent.service", "open-vm-tools.service"),
+    ),
+)
+# The servers are installed; a test makes data directories for them and starts them by itself.
+DATABASES = replace(
+    BOOKWORM,
+    name="databases",
+    packages=(*BOOKWORM.packages, "postgresql", "mariadb-server", "redis-server"),
+    masked=(*MASKED, "postgresql.service", "mariadb.service", "redis-server.service"),
+)
 # As in the image of a cloud, whose first boot is yet to come.
 CLOUD = ("cloud-init", "iproute2")
 CLOUD12, CLOUD13 = (
@@ -142,7 +163,20 @@ CLOUD12, CLOUD13 = (
 CLOUD_DNF = replace(DNF, name="clouddnf", packages=(*DNF.packages, *CLOUD))
 # For a machine with a kernel of its own (tests/vm).
 VM = replace(CLOUD12, name="vm", packages=(*CLOUD12.packages, "udev", "linux-image-cloud-amd64"))
-RECIPES = (BOOKWORM, DEBIAN11, DEBIAN12, DEBIAN13, DNF, CLOUD12, CLOUD13, CLOUD_DNF, VM)
+# The same with a database server, and with the agent through which the host freezes it.
+VM_DATABASE = replace(
+    BOOKWORM,
+    name="vmdatabase",
+    packages=(
+        *BOOKWORM.packages,
+        *("qemu-guest-agent", "postgresql", "udev", "linux-image-cloud-amd64"),
+    ),
+    masked=(*MASKED, "postgresql.service"),
+)
+RECIPES = (
+    *(BOOKWORM, DEBIAN11, DEBIAN12, DEBIAN13, DNF, CLOUD12, CLOUD13, CLOUD_DNF, VM),
+    *(AGENTS, DATABASES, VM_DATABASE),
+)
 
 
 def label(image: Path) -> str:

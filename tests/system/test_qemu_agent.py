@@ -9,15 +9,13 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
 from .apps import Scene, scene_of, until
 from .container import Container
-from .image import BOOKWORM
+from .image import AGENTS
 
-QEMU = replace(BOOKWORM, name="qemu", packages=(*BOOKWORM.packages, "qemu-guest-agent"))
 SOCKET, HOOK = "/run/qga.sock", "/run/vmsnap-test/hook"
 PATIENCE = 25.0
 STRICT = "[snapshot]\nrequire = application\n"
@@ -61,7 +59,7 @@ class Agent:
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Container]:
-    made = Container(QEMU)
+    made = Container(AGENTS)
     try:
         yield made
     finally:

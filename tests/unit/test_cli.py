@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vmsnap import cli
+from vmsnap import cli, quiescers
 from vmsnap.commands import COMMANDS as COMMANDS_BY_NAME
 from vmsnap.consistency import Level
 from vmsnap.lock import acquire
@@ -361,6 +361,56 @@ def test_init_leaves_an_existing_app_alone_and_fails(
     assert cli.main(["init", *directories, "web"]) == FAILED
     assert path.read_bytes() == before
     assert str(path) in capsys.readouterr().err
+
+
+@pytest.fixture
+def quiescer(monkeypatch: pytest.MonkeyPatch, trusted_dir: Path) -> Path:
+    """The only one that is installed."""
+    monkeypatch.setattr(quiescers, "DIRECTORY", trusted_dir)
+    program = trusted_dir / "mariadb"
+    program.touch(0o700)
+    return program
+
+
+@pytest.mark.parametrize(("words", "name"), [([], "mysql"), (["shop-db"], "shop-db")])
+def test_init_with_a_quiescer_says_what_it_wrote_and_how_the_quiescer_logs_in(
+    capsys: Capture, directories: list[str], etc: Etc, quiescer: Path, words: list[str], name: str
+) -> None:
+    assert cli.main(["init", *directories, "--quiesce", "mysql", *words]) == OK
+    said = capsys.readouterr().out
+    assert str(etc.root / f"vmsnap/apps.d/{name}.json") in said
+    assert "/root/.my.cnf" in said
+    assert "vmsnap check" in said
+    assert [app.name for app in etc.inspect().apps] == [name]
+
+
+def test_init_with_a_quiescer_says_the_same_as_json(
+    capsys: Capture, directories: list[str], etc: Etc, quiescer: Path
+) -> None:
+    assert cli.main(["init", "--json", *directories, "--quiesce", "mariadb"]) == OK
+    answer = document(capsys)
+    assert answer.pop("config") == str(etc.root / "vmsnap/apps.d/mariadb.json")
+    assert "/root/.my.cnf" in answer.pop("next")
+    assert answer == {"pre": str(quiescer), "post": str(quiescer)}
+
+
+@pytest.mark.usefixtures("quiescer")
+def test_init_with_a_quiescer_leaves_an_existing_app_alone_and_fails(
+    capsys: Capture, directories: list[str], etc: Etc
+) -> None:
+    path = etc.write("vmsnap/apps.d/mariadb.json", "mine")
+    assert cli.main(["init", *directories, "--quiesce", "mariadb"]) == FAILED
+    assert path.read_text() == "mine"
+    assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["oracle", "", "MariaDB", "../mariadb"])
+def test_an_unknown_quiescer_is_told_with_all_that_there_are(
+    capsys: Capture, directories: list[str], trusted_dir: Path, word: str
+) -> None:
+    message = usage_error(capsys, "init", *directories, f"--quiesce={word}")
+    assert f"found {word!r}, expected postgresql, mariadb, mysql, redis, valkey" in message
+    assert list(trusted_dir.iterdir()) == []
 
 
 # --- status ------------------------------------------------------------------------------------

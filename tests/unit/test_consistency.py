@@ -46,6 +46,7 @@ TABLE = {
     "NoSession": "none",
     # no part of a session
     "ProvisioningFailed": "filesystem",
+    "IncorrectIntegration": "filesystem",
 }
 # Freezing is disabled by an app only, so a session without apps freezes.
 CONFIGURATIONS = [(True, True), (True, False), (False, True)]

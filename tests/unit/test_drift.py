@@ -19,6 +19,7 @@ from vmsnap.consistency import AT_MOST, Level
 from vmsnap.errors import Kind
 from vmsnap.journal import Event
 from vmsnap.progress import PROGRESS, Progress
+from vmsnap.quiescers import QUIESCERS
 from vmsnap.request import REQUEST
 from vmsnap.result import LAST, PHASES, Result
 from vmsnap.thaw import FROZEN_LIST
@@ -177,6 +178,12 @@ def test_the_manual_has_every_level() -> None:
     require = option_paragraphs()["run"]["--require LEVEL"]
     assert "crash, filesystem or application" in require
     assert set(LEVELS) == {"crash", "filesystem", "application"}
+
+
+def test_the_manual_has_every_quiescer_and_no_other() -> None:
+    said = tags(section(MAIN, "QUIESCERS"))
+    assert {tag for tag in said if not tag.startswith("--")} == set(QUIESCERS)
+    assert set(re.findall(r"\w+", option_paragraphs()["init"]["--quiesce SERVER"])) > set(QUIESCERS)
 
 
 def test_the_internal_command_is_in_the_manual_of_the_unit_only() -> None:

@@ -38,6 +38,7 @@ OURS = {
     "IncorrectSettings": 141,
     "NoSession": 142,
     "ProvisioningFailed": 143,
+    "IncorrectIntegration": 144,
 }
 
 

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether what `vmsnap integrate` has connected is still so: the agent is installed and runs, what
+was written for it is in place, and nothing else keeps it from calling us."""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from vmsnap.checks import Inspection
+from vmsnap.connection import CONNECTIONS, Connection, inside, ours, without
+from vmsnap.errors import Kind, Problem, Severity
+from vmsnap.files import File
+from vmsnap.integrate import ROOT, recorded
+from vmsnap.process import output_of
+
+AZURE_EXTENSION = "Microsoft.Azure.RecoveryServices.VMSnapshotLinux*"
+GOOGLE_SECONDS = 60  # what the hook is told to expect, less some: hook.py
+
+Finding = tuple[Severity, Path, str]
+
+
+def inspect(found: Inspection, state: Path, root: Path = ROOT, running: bool = True) -> None:
+    """Note what is wrong. `running`: the agents should be."""
+    connections = recorded(state)
+    findings = [
+        (severity, path, f"{agent}: {words}")
+        for agent in connections
+        for severity, path, words in findings_of(agent, CONNECTIONS[agent](root), root, running)
+    ]
+    findings += double_runs(found, "azure" in connections, root)
+    for severity, path, words in findings:
+        found.problems.append(Problem(severity, Kind.INCORRECT_INTEGRATION, str(path), words))
+
+
+def findings_of(
+    agent: str, connection: Connection, root: Path, should_run: bool
+) -> Iterator[Finding]:
+    for file in connection.files:
+        yield from of_file(file)
+    for addition in connection.additions:
+        text = readable(addition.path)
+        if without(text) == text:
+            yield error(addition.path, f"{addition.path}: found nothing of vmsnap's in it")
+    if connection.label and readable(root / "sys/fs/selinux/enforce").strip() == "1":
+        yield from of_selinux(connection, root)
+    if not any((root / program).exists() for program in connection.programs):
+        program = root / connection.programs[0]
+        yield error(program, f"the agent is not installed; install {connection.package}")
+        return
+    if connection.channel and not (root / connection.channel).exists():
+        words = f"/{connection.channel} is missing: the host gives this machine no channel to it"
+        yield Severity.WARNING, root / connection.channel, words
+        return
+    running = [unit for unit in connection.units if should_run and is_active(unit)]
+    if agent in SPECIAL:
+        yield from SPECIAL[agent](connection, running, root)
+    if should_run and not running:
+        yield error(root, f"{connection.units[0]} is not running, so nobody calls vmsnap")
+
+
+def error(path: Path, words: str) -> Finding:
+    return Severity.ERROR, path, words
+
+
+def of_file(file: File) -> Iterator[Finding]:
+    path = file.path
+    try:
+        status = path.lstat()
+    except OSError as e:
+        yield error(path, f"{path}: {e.strerror}; run `vmsnap integrate`")
+        return
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISREG(status.st_mode) or not ours(path):
+        yield error(path, f"{path}: found what vmsnap has not written")
+    elif status.st_uid != 0 or mode & ~file.mode & 0o7077 or file.mode & ~mode & 0o100:
+        yield error(
+            path,
+            f"{path}: found owner uid {status.st_uid} and mode {mode:04o}, "
+            f"expected root and {file.mode:04o}",
+        )
+
+
+def of_selinux(connection: Connection, root: Path) -> Iterator[Finding]:
+    for path in (file.path for file in connection.files if file.mode & 0o100):
+        with contextlib.suppress(OSError):
+            label = os.getxattr(path, "security.selinux").decode(errors="replace").strip("\0")
+            if connection.label not in label.split(":"):
+                words = f"found the SELinux label {label}, expected the type {connection.label}"
+                yield error(path, f"{path}: {words}; run restorecon {path}")
+    boolean = root / "sys/fs/selinux/booleans" / connection.boolean
+    if readable(boolean).startswith("0"):  # "0 0": what is, and what is pending
+        yield error(
+            boolean,
+            f"SELinux does not let the agent's hooks do anything; run "
+            f"`setsebool -P {connection.boolean} on`",
+        )
+
+
+def readable(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def is_active(unit: str) -> bool:
+    with contextlib.suppress(OSError):
+        return output_of(["systemctl", "is-active", "--quiet", unit])[0] == 0
+    return False
+
+
+# --- what only one of them has ---
+
+
+def of_qemu(connection: Connection, running: list[str], root: Path) -> Iterator[Finding]:
+    expected = inside(root, connection.files[0].path)
+    for unit in running:
+        pid = output_of(["systemctl", "show", "--property=MainPID", "--value", unit])[1].strip()
+        for word in readable(Path("/proc") / pid / "cmdline").split("\0"):
+            for option in ("-F", "--fsfreeze-hook="):
+                if word.startswith(option) and word != f"{option}{expected}":
+                    yield error(
+                        root,
+                        f"{unit} runs with {word}, expected -F{expected}: it calls another hook",
+                    )
+
+
+def of_google(connection: Connection, _: list[str], root: Path) -> Iterator[Finding]:
+    """Which of the three files wins depends on the agent's version."""
+    for suffix in ("", ".distro", ".template"):
+        path = Path(f"{connection.additions[0].path}{suffix}")
+        settings = ini(readable(path))
+        enabled = settings.get("snapshots", "enabled", fallback="true")
+        seconds = settings.get("snapshots", "timeout_in_seconds", fallback=str(GOOGLE_SECONDS))
+        if enabled.lower() != "true":
+            yield error(path, f"{path}: found [Snapshots] enabled = {enabled}, expected true")
+        if not seconds.isdecimal() or int(seconds) < GOOGLE_SECONDS:
+            yield error(
+                path,
+                f"{path}: found [Snapshots] timeout_in_seconds = {seconds}, expected at least "
+                f"{GOOGLE_SECONDS}: vmsnap would take too long",
+            )
+
+
+def of_vmware(_: Connection, __: list[str], root: Path) -> Iterator[Finding]:
+    path = root / "etc/vmware-tools/tools.conf"
+    scripts = ini(readable(path)).get("vmbackup", "execscripts", fallback="true")
+    if scripts.lower() == "false":
+        yield error(path, f"{path}: found [vmbackup] execScripts = {scripts}, expected true")
+
+
+def ini(text: str) -> configparser.ConfigParser:
+    """Keys in small letters, and section names too. What can't be read is left out."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None, allow_no_value=True)
+    with contextlib.suppress(configparser.Error):
+        parser.read_string(
+            "\n".join(line.lower() if line.startswith("[") else line for line in text.splitlines())
+        )
+    return parser
+
+
+SPECIAL: Mapping[str, Callable[[Connection, list[str], Path], Iterator[Finding]]] = {
+    "qemu": of_qemu,
+    "google": of_google,
+    "vmware": of_vmware,
+}
+
+
+# --- Azure ---
+
+
+def double_runs(found: Inspection, connected: bool, root: Path) -> Iterator[Finding]:
+    """Azure's extension runs the scripts of its own files by itself. When it calls us besides, they
+    would run twice in one backup."""
+    directory = root / "var/lib/waagent"
+    installed = directory.is_dir() and any(directory.glob(AZURE_EXTENSION))
+    for app in found.apps:
+        path = Path(app.config)
+        if path.parent != root / "etc/vmsnap/apps.d" and (connected or installed):
+            yield (
+                Severity.ERROR if connected else Severity.WARNING,
+                path,
+                f"{path}: Azure's extension runs the scripts of app {app.name!r} by itself, and "
+                "vmsnap does; move the file to /etc/vmsnap/apps.d and run `vmsnap integrate azure`",
+            )
