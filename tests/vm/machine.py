@@ -38,8 +38,7 @@ class Machine:
         """The directory is for what QEMU reads."""
         self.directory = directory
         root = image.ensure(image.VM)
-        call("debugfs", "-R", f"rdump /boot {directory}", root)
-        (kernel,) = directory.glob("boot/vmlinuz-*")
+        kernel = extract_kernel(root, directory)
         self.argv = [*QEMU, "-kernel", str(kernel), "-append", KERNEL]
         self.add("-device", "nvme,serial=vm")
         self.add_disk("root", f"file={root},format=raw,snapshot=on")
@@ -84,6 +83,13 @@ class Machine:
             process.wait()
             raise
         return (said + last).decode(errors="replace").replace("\r", "")
+
+
+def extract_kernel(root: Path, directory: Path) -> Path:
+    """Copy the kernel of an image."""
+    call("debugfs", "-R", f"rdump /boot {directory}", root)
+    (kernel,) = directory.glob("boot/vmlinuz-*")
+    return kernel
 
 
 def report(console: str) -> dict[str, Any]:
