@@ -93,7 +93,7 @@ The agents are told to call this by the files that `vmsnap integrate` writes.
 """
 INTEGRATE_EXAMPLES = """\
 examples:
-  vmsnap integrate --dry-run    what would be written, for which agent (needs no root)
+  vmsnap integrate --dry-run    what would be written, for which agent
   vmsnap integrate              connect to the agent of this platform
   vmsnap integrate qemu         to this one: qemu, vmware, google, aws, nutanix or azure
   vmsnap integrate --remove     leave everything as it was before
@@ -273,7 +273,7 @@ def add_agents(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--remove", action="store_true", help="undo it: for AGENT, or for all that are connected"
     )
     integrate.add_argument(
-        "--dry-run", action="store_true", help="say what would be done (needs no root)"
+        "--dry-run", action="store_true", help="say what would be done, and do nothing"
     )
     hook = command(
         "hook",

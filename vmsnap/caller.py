@@ -47,17 +47,17 @@ class ResultUnreadable(Impossible):
     """There is a result, but not one that this program can read."""
 
 
-def freeze(options: Options) -> Progress | Result:
-    """Begin a session. Return its Progress once it holds, or else the Result that says why it does
-    not. Raises InProgress, Unavailable and lock.RunDirectoryUnusable; a KeyboardInterrupt ends the
-    session first."""
+def freeze(options: Options, session: str = "") -> Progress | Result:
+    """Begin a session, with this UUID if any. Return its Progress once it holds, or else the Result
+    that says why it does not. Raises InProgress, Unavailable and lock.RunDirectoryUnusable; a
+    KeyboardInterrupt ends the session first."""
     from vmsnap.request import place, request_of, withdraw  # `vmsnap thaw` must start fast
     from vmsnap.result import new_session_id
 
     refuse_without_systemd()
     run = options.run
     lock.prepare(run)
-    session = new_session_id()
+    session = session or new_session_id()
     request = place(run, request_of(options, session))
     try:
         refuse_another(run)
@@ -105,6 +105,21 @@ def thaw(run: Path, state: Path, wanted: str = "", failed: bool = False) -> Resu
         return last  # its engine was killed, and its supervisors are not done yet
     refuse_another(run)
     raise NoSession(None if wanted else last)
+
+
+def abandon(session: str, run: Path) -> None:
+    """Have a session end without a snapshot, be it before it has begun, and do not wait for
+    that."""
+    say(run, session, FAILED)
+    now = progress_of(session, run)
+    if now is None:
+        systemctl("stop", "--no-block", UNIT)
+        return
+    engine = engine_of(run, now)
+    if engine is not None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(engine, signal.SIGTERM)
+        os.close(engine)
 
 
 def end(run: Path, now: Progress | None, word: str) -> str:

@@ -41,7 +41,8 @@ def command_line(argv: Sequence[str] | None) -> int:
         setattr(arguments, name, Path(path))
     if rest is not None and arguments.command_name != "run":
         arguments.parser.error("found a COMMAND after --, expected one only for `vmsnap run`")
-    harmless = arguments.command_name == "plan" or getattr(arguments, "dry_run", False)
+    dry_run = arguments.command_name == "provision" and arguments.dry_run
+    harmless = arguments.command_name == "plan" or dry_run
     if os.geteuid() != 0 and not harmless:
         complain(
             f"vmsnap {arguments.command_name}: found uid {os.geteuid()}, expected root; use sudo"

@@ -188,6 +188,7 @@ def session_command(arguments: argparse.Namespace) -> int:
 
 def hook_command(arguments: argparse.Namespace) -> int:
     from vmsnap import hook, report
+    from vmsnap.session import Options
 
     agent = hook.AGENTS[arguments.agent]
     if arguments.event not in agent.events:
@@ -197,9 +198,8 @@ def hook_command(arguments: argparse.Namespace) -> int:
     ending, result = hook.call(
         arguments.agent,
         arguments.event,
-        arguments.etc,
-        arguments.run,
-        arguments.state,
+        tuple(arguments.rest),
+        Options(etc=arguments.etc, run=arguments.run, state=arguments.state),
         arguments.within,
     )
     with whoever_reads():

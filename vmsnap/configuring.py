@@ -9,7 +9,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -62,27 +62,53 @@ def integrate_command(arguments: argparse.Namespace) -> int:
 
     if arguments.etc != Path("/etc"):
         arguments.parser.error(f"found --etc {arguments.etc}, expected /etc: agents know no other")
+    done: dict[str, Changes] = {}
+    wrong: list[str] = []
     change = integrate.disconnect if arguments.remove else integrate.connect
-    agents = agents_meant(arguments)
-    if arguments.dry_run:
-        done = {agent: change(agent, arguments.state, dry_run=True) for agent in agents}
-    else:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # both undo what is half-done
-        lock.prepare(arguments.run)
-        descriptor = lock.acquire(arguments.run, "vmsnap integrate")
-        end_killed_session(arguments, descriptor)
-        done = {agent: change(agent, arguments.state) for agent in agents}
+    with contextlib.ExitStack() as stack:
+        if not arguments.dry_run:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # both undo what is half-done
+            if arguments.remove:  # perhaps of the package: so it waits
+                descriptor = stack.enter_context(alone(arguments, "vmsnap integrate"))
+            else:
+                lock.prepare(arguments.run)
+                descriptor = lock.acquire(arguments.run, "vmsnap integrate")
+                stack.callback(os.close, descriptor)
+            end_killed_session(arguments, descriptor)
+        for agent in agents_meant(arguments):
+            try:
+                done[agent] = change(agent, arguments.state, dry_run=arguments.dry_run)
+            except integrate.NotPossible as e:
+                wrong.append(str(e))
     found = unsound(arguments)
     with whoever_reads():
         if arguments.json:
-            agents_told = {agent: asdict(changes) for agent, changes in done.items()}
+            told = {agent: asdict(changes) for agent, changes in done.items()}
             problems = [problem.to_json() for problem in found.problems]
-            print_json({"ok": not found.errors, "agents": agents_told, "problems": problems})
+            ok = not (wrong or found.errors)
+            print_json({"ok": ok, "agents": told, "refused": wrong, "problems": problems})
         else:
             show_integration(arguments, done)
             if found.problems:
                 complain(report.problem_list(found.problems, report.Paint(colourful(sys.stderr))))
-    return FAILED if found.errors else OK
+        for words in wrong:
+            complain(f"vmsnap integrate: {words}")
+    return FAILED if wrong or found.errors else OK
+
+
+@contextlib.contextmanager
+def alone(arguments: argparse.Namespace, whose: str) -> Iterator[int]:
+    """Keep sessions from beginning; wait until the one that is in progress has ended."""
+    from vmsnap import lock
+
+    show = show_phase()
+    show("wait")
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(lock.held(arguments.run, whose, SESSION_PATIENCE))
+        finally:
+            show("")
+        yield descriptor
 
 
 def agents_meant(arguments: argparse.Namespace) -> list[str]:
@@ -91,7 +117,7 @@ def agents_meant(arguments: argparse.Namespace) -> list[str]:
     if arguments.agent:
         return [arguments.agent]
     if arguments.remove:
-        return list(integrate.recorded(arguments.state))
+        return integrate.traces(arguments.state)
     return [integrate.this_platforms_agent()]
 
 
@@ -110,7 +136,7 @@ def show_integration(arguments: argparse.Namespace, done: Mapping[str, Changes])
     from vmsnap.connection import CONNECTIONS
 
     would = "would have " if arguments.dry_run else ""
-    if not done:
+    if arguments.remove and not done:
         print("nothing is connected")
     for agent, changes in done.items():
         print(f"agent: {agent}")
@@ -176,19 +202,14 @@ def provision_in_earnest(arguments: argparse.Namespace) -> Provisioning:
     from vmsnap.provision import provision
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both undo what is half-done
-    show = show_phase()
     keep = partial(provisioned.record, state=arguments.state)
     with contextlib.ExitStack() as stack:
-        stack.callback(show, "")
-        show("wait")
         # The scripts of a session must stay as they were checked.
-        holding = lock.held(arguments.run, provisioned.HOLDER, SESSION_PATIENCE)
         try:
-            descriptor = stack.enter_context(holding)
+            descriptor = stack.enter_context(alone(arguments, provisioned.HOLDER))
         except (lock.InProgress, lock.RunDirectoryUnusable) as e:
             keep(failure(arguments, str(e)))
             raise
-        show("")
         end_killed_session(arguments, descriptor)
         keep(failure(arguments, "it was interrupted"))  # should we not live to know better
         load = partial(load_document, arguments)

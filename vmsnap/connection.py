@@ -53,7 +53,7 @@ class Connection:
 
 BEGIN, END = f"# {OURS}: from here", f"# {OURS}: to here"
 UNENDED = ", with the end of the line before"
-ADDED = re.compile(f"(?:\n{BEGIN}{UNENDED}|^{BEGIN})\n.*?^{END}\n", re.M | re.S)
+ADDED = re.compile(f"(?:(\n){BEGIN}{UNENDED}|^(){BEGIN})\n.*?^{END}\n", re.M | re.S)
 
 
 def with_addition(text: str, lines: str) -> str:
@@ -64,16 +64,25 @@ def with_addition(text: str, lines: str) -> str:
 
 
 def without(text: str) -> str:
-    return ADDED.sub("", text)
+    """What somebody has written after our lines began a line, and still does."""
+    return ADDED.sub(lambda found: found.group(1) if found.end() < len(text) else "", text)
+
+
+def has_addition(path: Path) -> bool:
+    return BEGIN in text_of(path)
 
 
 def ours(path: Path) -> bool:
     """Whether a file is one that we have written."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
+    text = text_of(path)
     return WRITTEN in text or AZURE_HOOKS["pre"] in text  # there are no comments in JSON
+
+
+def text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 # --- programs ---
@@ -110,8 +119,8 @@ else
 fi
 exit $code
 """
-IN_CONF = re.compile(r"^\s*fsfreeze-hook\s*=\s*(\S+)\s*$", re.M)
-IN_SYSCONFIG = re.compile(r"^\s*FSFREEZE_HOOK_PATHNAME=[\"']?([^\"'\s]*)", re.M)
+IN_CONF = re.compile(r"^[ \t]*fsfreeze-hook[ \t]*=[ \t]*(\S*)[ \t]*$", re.M)
+IN_SYSCONFIG = re.compile(r"^[ \t]*FSFREEZE_HOOK_PATHNAME=[\"']?([^\"'\s]*)", re.M)
 
 
 def qemu(root: Path) -> Connection:
@@ -169,11 +178,7 @@ def text_file(path: Path, lines: str) -> File:
 
 def last(pattern: re.Pattern[str], path: Path) -> str | None:
     """The last value that a file gives, leaving aside what we have added."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    found = pattern.findall(without(text))
+    found = pattern.findall(without(text_of(path)))
     return str(found[-1]) if found else None
 
 
@@ -188,7 +193,7 @@ def vmware(root: Path) -> Connection:
         programs=("usr/bin/vmtoolsd",),
         units=("open-vm-tools.service", "vmtoolsd.service"),
         package="open-vm-tools",
-        host="govc snapshot.create -vm VM -m=false -q NAME, or a quiesced snapshot of a backup product",
+        host="govc snapshot.create -vm VM -m=false -q NAME, or a quiesced one of a backup product",
         files=(File(directory / "50-vmsnap", call("vmware", '"$@"', why), 0o755),),
     )
 

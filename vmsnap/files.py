@@ -18,11 +18,12 @@ from vmsnap.mountinfo import mount_id
 
 @dataclass(frozen=True)
 class File:
-    """A file to be written, and its permission bits."""
+    """A file to be written, root's, with its permission bits and its group."""
 
     path: Path
     data: bytes
     mode: int
+    group: int = 0
 
 
 def write_atomically(path: Path, data: bytes, mode: int) -> None:
@@ -82,6 +83,8 @@ def remove(path: Path) -> None:
 def stage(temporary: Path, file: File) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, file.mode)
     with open(fd, "wb") as opened:
+        if file.group:
+            os.fchown(fd, 0, file.group)
         os.fchmod(fd, file.mode)  # whatever the umask
         opened.write(file.data)
         opened.flush()
@@ -134,7 +137,8 @@ def is_there(file: File) -> bool:
         status = file.path.lstat()
         return (
             stat.S_ISREG(status.st_mode)
-            and (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (file.mode, 0, 0)
+            and (status.st_uid, status.st_gid) == (0, file.group)
+            and stat.S_IMODE(status.st_mode) == file.mode
             and file.path.read_bytes() == file.data
         )
     except OSError:

@@ -9,6 +9,7 @@ says, waits for and understands is in one table.
 from __future__ import annotations
 
 import contextlib
+import glob
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,13 +17,14 @@ from enum import Enum
 from pathlib import Path
 from typing import NoReturn
 
-from vmsnap import caller, checks
+from vmsnap import caller, checks, lock
 from vmsnap.errors import Kind
 from vmsnap.files import write_atomically
 from vmsnap.lock import InProgress
 from vmsnap.progress import Progress
-from vmsnap.result import Result
+from vmsnap.result import Result, new_session_id
 from vmsnap.session import Options
+from vmsnap.vouch import FAILED
 
 
 class Act(Enum):
@@ -48,13 +50,15 @@ class Ending(Enum):
 
 @dataclass(frozen=True)
 class Agent:
-    """`freezes`: the agent freezes and thaws by itself. `patience`: seconds that it waits for a
-    session to hold, None if without limit. `codes`: of endings that are not 0 or 1."""
+    """`freezes`: the agent freezes and thaws by itself. `patience`: seconds that it waits for an
+    answer, None if without limit. `codes`: of endings that are not 0 or 1. `writes`: where the
+    agent itself writes before it has told anybody of our answer, so that is not frozen."""
 
     events: Mapping[str, Act]
     freezes: bool
     patience: float | None = None
     codes: Mapping[Ending, int] = field(default_factory=dict)
+    writes: tuple[str, ...] = ()
 
 
 AGENTS = {
@@ -82,85 +86,141 @@ AGENTS = {
             Ending.NONE: 205,
             Ending.NOT_READY: 206,
         },
+        # agent/framework/processor, common/filewatcherbasedipc: its parts talk through files.
+        ("/var/lib/amazon/ssm", "/var/log/amazon/ssm", "/var/snap/amazon-ssm-agent"),
     ),
     # Nutanix Guest Tools
     "nutanix": Agent({"pre_freeze": Act.BEGIN, "post_thaw": Act.END}, True, 55, {Ending.NONE: 0}),
-    "azure": Agent({"pre": Act.BEGIN, "post": Act.END}, True, None),
+    # The extension waits for timeoutInSeconds (connection.py), and goes on without killing us.
+    "azure": Agent({"pre": Act.BEGIN, "post": Act.END}, True, 1770),
 }
 
 
 REMEMBERED = "hook-"  # and the agent's name, in the run directory: the session that it has begun
+ENDS = (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
-class Cut(KeyboardInterrupt):
-    """The agent waits no longer; what has begun is ended, as if somebody had interrupted it."""
+class Cut(BaseException):
+    """The agent waits no longer, or somebody has ended the call."""
 
 
 def call(
-    name: str, event: str, etc: Path, run: Path, state: Path, within: float | None = None
+    name: str,
+    event: str,
+    rest: tuple[str, ...],
+    options: Options,
+    within: float | None = None,
 ) -> tuple[Ending, Result | None]:
     """Do what this event of this agent asks for, `within` seconds if not those of the table. Return
-    how that ended, and the session's result if it has one. Raises Impossible and
+    how that ended, and the session's result if it has one. `rest`: what else the agent has said,
+    which is the same for both ends of a session. Raises Impossible, OSError and
     lock.RunDirectoryUnusable."""
     agent = replace(AGENTS[name], patience=within or AGENTS[name].patience)
     act = agent.events[event]
     if act is Act.TRY:
-        found = checks.inspect(etc)
+        found = checks.inspect(options.etc)
         return (Ending.NOT_READY if found.errors else Ending.DONE), None
-    remembered = run / (REMEMBERED + name)
+    remembered = options.run / (REMEMBERED + name)
     if act is Act.BEGIN:
-        ending, began = begin(
-            agent, Options(etc=etc, run=run, state=state, fsfreeze=not agent.freezes)
-        )
-        if isinstance(began, Progress):
-            write_atomically(remembered, began.session.encode(), 0o600)
-            return ending, None
-        return ending, began
-    try:
-        session = remembered.read_text(encoding="ascii")
-    except FileNotFoundError:
-        return Ending.NONE, None
-    ending, result = end(run, state, session, act is Act.ABANDON)
-    remembered.unlink(missing_ok=True)
-    return ending, result
+        return begin(agent, options, remembered, rest)
+    return end(agent, options, remembered, rest, act is Act.ABANDON)
 
 
-def begin(agent: Agent, options: Options) -> tuple[Ending, Progress | Result | None]:
-    """Begin a session within the time that the agent waits. Return what became of it."""
+def begin(
+    agent: Agent, options: Options, remembered: Path, rest: tuple[str, ...]
+) -> tuple[Ending, Result | None]:
+    """Begin a session within the time that the agent waits. It is remembered before it begins: so
+    whatever becomes of this process, the agent's next event ends it."""
+    lock.prepare(options.run)
+    if lock.holder(options.run):
+        return Ending.ANOTHER, None
+    session = new_session_id()
+    remember(remembered, session, *rest)
+    began: Progress | Result | None = None
     try:
         with limited(agent.patience):
-            began = caller.freeze(options)
+            began = caller.freeze(options_of(agent, options), session)
     except Cut:
-        return Ending.NOT_BEGUN, caller.last_result(options.run, options.state)
+        if not isinstance(began, Progress):
+            caller.abandon(session, options.run)
     except InProgress:
+        forget(remembered, session)
         return Ending.ANOTHER, None
-    return (Ending.DONE if isinstance(began, Progress) else Ending.NOT_BEGUN), began
+    if isinstance(began, Progress):
+        return Ending.DONE, None
+    forget(remembered, session)
+    return Ending.NOT_BEGUN, began
 
 
-def end(run: Path, state: Path, session: str, failed: bool) -> tuple[Ending, Result | None]:
-    """End this session, and no other."""
-    try:
-        result = caller.thaw(run, state, session, failed)
-    except caller.NoSession as e:
-        return Ending.NONE, e.last
-    except InProgress:
-        return Ending.ANOTHER, None
-    if any(error.name == Kind.HOLD_EXPIRED.label for error in result.errors):
+def options_of(agent: Agent, options: Options) -> Options:
+    exclude = (glob.escape(mount_point(Path(path))) for path in agent.writes)
+    return replace(options, fsfreeze=not agent.freezes, exclude=tuple(dict.fromkeys(exclude)))
+
+
+def mount_point(path: Path) -> str:
+    """Of the filesystem on which this is, or would be."""
+    while not path.is_mount() and path != path.parent:
+        path = path.parent
+    return str(path)
+
+
+def end(
+    agent: Agent, options: Options, remembered: Path, rest: tuple[str, ...], failed: bool
+) -> tuple[Ending, Result | None]:
+    """End the session that the agent has begun, and no other. One that was over before is no
+    success, however it went: what has been taken since is not what its result speaks of."""
+    session, *arguments = recalled(remembered)
+    if not session or tuple(arguments) != rest:
+        return Ending.NONE, None
+    run, state = options.run, options.state
+    now = caller.progress_of(session, run)
+    result = None
+    with contextlib.suppress(Cut, caller.NoSession, InProgress), limited(agent.patience):
+        if now and now.held:
+            result = caller.thaw(run, state, session, failed)
+        else:
+            if now:  # not yet, since nobody waits any more for it to hold; or no more
+                caller.end(run, now, FAILED)
+            result = caller.result_of(session, run, state)
+    forget(remembered, session)
+    if failed:
+        return Ending.DONE, result
+    expired = result and any(error.name == Kind.HOLD_EXPIRED.label for error in result.errors)
+    if expired or (now is None and result):
         return Ending.EXPIRED, result
-    return (Ending.DONE if result.ok or failed else Ending.FAILED), result
+    if now is None:
+        return Ending.NONE, None
+    return (Ending.DONE if result and result.ok else Ending.FAILED), result
+
+
+def remember(path: Path, *words: str) -> None:
+    write_atomically(path, "\n".join(words).encode(), 0o600)
+
+
+def recalled(path: Path) -> list[str]:
+    """The session, and what the agent said besides when it began."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text(encoding="utf-8").split("\n")
+    return [""]
+
+
+def forget(path: Path, session: str) -> None:
+    if recalled(path)[0] == session:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def limited(seconds: float | None) -> Iterator[None]:
-    """Raise Cut after this time."""
+    """Raise Cut after this time, or at a signal to end."""
 
     def cut(*_: object) -> NoReturn:
         raise Cut
 
-    before = signal.signal(signal.SIGALRM, cut)
+    before = {number: signal.signal(number, cut) for number in ENDS}
     signal.setitimer(signal.ITIMER_REAL, seconds or 0.0)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

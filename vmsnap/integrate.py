@@ -12,14 +12,30 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmsnap import host
-from vmsnap.connection import CONNECTIONS, Connection, ours, with_addition, without
+from vmsnap.connection import (
+    CONNECTIONS,
+    Connection,
+    has_addition,
+    ours,
+    with_addition,
+    without,
+)
 from vmsnap.errors import Impossible
-from vmsnap.files import File, is_there, make_private, sync, write, write_atomically
+from vmsnap.files import (
+    File,
+    is_there,
+    make_directories,
+    make_private,
+    sync,
+    write,
+    write_atomically,
+)
 from vmsnap.process import output_of
 from vmsnap.trusted import Unreadable, Untrusted, open_trusted
 
@@ -38,7 +54,6 @@ class Connected:
     addition, and, of what was not there before, the latter and the directories, the innermost
     last."""
 
-    agent: str
     files: tuple[str, ...]
     additions: tuple[str, ...]
     created: tuple[str, ...] = ()
@@ -82,35 +97,46 @@ def connect(
     if dry_run:
         return Changes(written, unchanged)
     before = recorded(state)
-    mine = connected(agent, connection, before.get(agent))
-    keep({**before, agent: mine}, state)  # first, so that what is half-done can be undone
+    mine = connected(connection)
+    if agent in before and (before[agent].files, before[agent].additions) != (
+        mine.files,
+        mine.additions,
+    ):  # the distribution's way has changed: its package was installed since, or exchanged
+        disconnect(agent, state, wait=wait, root=root)
+        return connect(agent, state, wait=wait, root=root)
+    keep({**before, agent: before.get(agent, mine)}, state)  # first, to be undone from any moment
+    made: list[Path] = []
     try:
+        for file in missing:
+            made += make_directories(file.path.parent, 0o755)
         write(missing)
     except BaseException:
+        for directory in reversed(made):
+            directory.rmdir()
         keep(before, state)
         raise
     relabel(connection)
-    restarted = restart(connection, wait, root) if missing else ""
-    return Changes(written, unchanged, restarted=restarted)
+    return Changes(written, unchanged, restarted=restart(connection, wait, root, bool(missing)))
 
 
 def disconnect(
     agent: str, state: Path, *, dry_run: bool = False, wait: bool = True, root: Path = ROOT
 ) -> Changes:
-    """Take back what `connect` has written; what somebody has put in its place is left alone."""
+    """Take back what `connect` has written; what somebody has put in its place is left alone.
+    The agent forgets its hook before that is gone: one that it cannot find is a failure."""
     connection = CONNECTIONS[agent](root)
     before = recorded(state)
-    mine = before.get(agent) or connected(agent, connection, None)
+    mine = before.get(agent) or connected(connection)
     there = [Path(path) for path in mine.files if os.path.lexists(path)]
     removed = [path for path in there if ours(path)]
     restored = []
-    for path in (Path(os.path.realpath(name)) for name in mine.additions):
+    for path in map(Path, mine.additions):
         text = content(path)
         rest = without(text)
-        if rest == "" and str(path) in mine.created:
-            removed += [path] if path.exists() else []
+        if rest == "" and str(path) in mine.created and path.exists():
+            removed.append(path)
         elif rest != text:
-            restored.append(File(path, encoded(rest), permissions(path)))
+            restored.append(as_it_is(path, rest))
     changes = Changes(
         written=tuple(str(file.path) for file in restored),
         removed=tuple(map(str, removed)),
@@ -118,16 +144,29 @@ def disconnect(
     )
     if dry_run:
         return changes
+    programs = [path for path in removed if os.access(path, os.X_OK)]
     write(restored)
-    for path in removed:
-        path.unlink()
-        sync(path.parent)
+    unlink(path for path in removed if path not in programs)
+    restarted = restart(connection, wait, root, bool(restored or removed))
+    unlink(programs)
     for name in reversed(mine.directories):
         with contextlib.suppress(OSError):  # there is something else in it now
             Path(name).rmdir()
     keep({name: other for name, other in before.items() if name != agent}, state)
-    restarted = restart(connection, wait, root) if restored or removed else ""
     return replace(changes, restarted=restarted)
+
+
+def traces(state: Path, root: Path = ROOT) -> list[str]:
+    """The agents of which there is anything to disconnect, be it without a record."""
+    known = recorded(state)
+    return [agent for agent in CONNECTIONS if agent in known or any_of_ours(agent, root)]
+
+
+def any_of_ours(agent: str, root: Path) -> bool:
+    connection = CONNECTIONS[agent](root)
+    return any(ours(file.path) for file in connection.files) or any(
+        has_addition(addition.path) for addition in connection.additions
+    )
 
 
 # --- files ---
@@ -146,7 +185,22 @@ def free(file: File) -> File:
 def added(connection: Connection) -> Iterator[File]:
     for addition in connection.additions:
         path = Path(os.path.realpath(addition.path))
-        yield File(path, encoded(with_addition(content(path), addition.text)), permissions(path))
+        yield as_it_is(path, with_addition(content(path), addition.text))
+
+
+def as_it_is(path: Path, text: str) -> File:
+    """The file with another text, and otherwise unchanged."""
+    data = text.encode("utf-8", "surrogateescape")
+    if not path.exists():
+        return File(path, data, 0o644)
+    status = path.stat()
+    return File(path, data, stat.S_IMODE(status.st_mode), status.st_gid)
+
+
+def unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink()
+        sync(path.parent)
 
 
 def content(path: Path) -> str:
@@ -160,43 +214,40 @@ def content(path: Path) -> str:
         raise NotPossible(str(e)) from None
 
 
-def encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
-def permissions(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
-
-
 # --- record ---
 
 
-def connected(agent: str, connection: Connection, before: Connected | None) -> Connected:
-    """What will be there, and was not when the agent was first connected."""
+def connected(connection: Connection) -> Connected:
+    """What there will be, and what of it is not there yet."""
     files = [file.path for file in connection.files]
-    additions = [addition.path for addition in connection.additions]
-    missing = [str(path) for path in additions if not path.exists()]
+    additions = [Path(os.path.realpath(addition.path)) for addition in connection.additions]
     parents = {parent for path in files + additions for parent in path.parents}
-    directories = [str(parent) for parent in sorted(parents) if not parent.exists()]
     return Connected(
-        agent,
         tuple(map(str, files)),
         tuple(map(str, additions)),
-        before.created if before else tuple(missing),
-        before.directories if before else tuple(directories),
+        created=tuple(str(path) for path in additions if not path.exists()),
+        directories=tuple(str(parent) for parent in sorted(parents) if not parent.exists()),
     )
 
 
 def recorded(state: Path) -> dict[str, Connected]:
-    """By agent. None if nobody can read what was written."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    """By agent; nothing if nobody can read what was written."""
+    return readable(state) or {}
+
+
+def readable(state: Path) -> dict[str, Connected] | None:
+    """None if there is a record that nobody can read."""
+    try:
         found = json.loads((state / RECORD).read_text(encoding="utf-8"))
         return {
-            agent: Connected(agent, *(tuple(map(str, told[key])) for key in PATHS))
+            agent: Connected(*(tuple(map(str, told[key])) for key in PATHS))
             for agent, told in found["agents"].items()
             if agent in CONNECTIONS
         }
-    return {}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def keep(connections: dict[str, Connected], state: Path) -> None:
@@ -219,9 +270,24 @@ def relabel(connection: Connection) -> None:
             output_of(["restorecon", "-F", *(str(file.path) for file in connection.files)])
 
 
-def restart(connection: Connection, wait: bool, root: Path) -> str:
-    """Have the agent read its configuration; return the unit that was restarted, if any. One that
-    was installed after the boot may not run although it could (Debian's qemu-guest-agent)."""
+def outdated(connection: Connection, unit: str) -> bool:
+    """Whether it has started before what it reads at its start was written."""
+    if not connection.restart:
+        return False
+    shown = ["systemctl", "show", "--value", "--property=ExecMainStartTimestampMonotonic", unit]
+    with contextlib.suppress(OSError, ValueError):
+        started = int(output_of(shown)[1]) / 1e6
+        settings = [file.path for file in connection.files if not file.mode & 0o100]
+        settings += [addition.path for addition in connection.additions]
+        ages = [time.time() - path.stat().st_mtime for path in settings]
+        return started > 0 and min(ages) < time.monotonic() - started
+    return False
+
+
+def restart(connection: Connection, wait: bool, root: Path, changed: bool) -> str:
+    """Have the agent read its configuration, if that has changed since it has started; return the
+    unit that was restarted, if any. One that was installed after the boot may not run although it
+    could (Debian's qemu-guest-agent)."""
     booted = Path("/run/systemd/system").exists() and root == ROOT  # sd_booted(3)
     if not connection.restart or not booted:
         return ""
@@ -229,8 +295,8 @@ def restart(connection: Connection, wait: bool, root: Path) -> str:
     startable = connection.channel and (root / connection.channel).exists()
     for unit in connection.units:
         if startable or output_of(["systemctl", "is-active", "--quiet", unit])[0] == 0:
-            code, _, _ = output_of(
-                ["systemctl", "restart", *([] if wait else ["--no-block"]), unit]
-            )
-            return unit if code == 0 else ""
+            if not changed and not outdated(connection, unit):
+                return ""
+            words = ["restart", *([] if wait else ["--no-block"]), unit]
+            return unit if output_of(["systemctl", *words])[0] == 0 else ""
     return ""

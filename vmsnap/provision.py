@@ -18,8 +18,8 @@ from vmsnap.integrate import (
     NotPossible,
     connect,
     disconnect,
-    recorded,
     this_platforms_agent,
+    traces,
 )
 from vmsnap.mistakes import Mistake, Mistaken
 from vmsnap.process import output_of
@@ -182,7 +182,7 @@ def disorder(apps: tuple[str, ...], etc: Path) -> Iterator[Mistake]:
 def integrate(wanted: str | bool | None, state: Path, *, dry_run: bool) -> Changes:
     """Never waiting, either. Raises NotPossible, and OSError."""
     if wanted is False:
-        for agent in recorded(state):
+        for agent in traces(state):
             disconnect(agent, state, dry_run=dry_run, wait=False)
     if not isinstance(wanted, str):
         return Changes()

@@ -11,14 +11,26 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from vmsnap import config
 from vmsnap.checks import Inspection
-from vmsnap.connection import CONNECTIONS, Connection, inside, ours, without
+from vmsnap.connection import (
+    CONNECTIONS,
+    IN_CONF,
+    VMSNAP,
+    Connection,
+    has_addition,
+    inside,
+    ours,
+    text_of,
+)
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.files import File
-from vmsnap.integrate import ROOT, recorded
+from vmsnap.integrate import RECORD, ROOT, outdated, readable
 from vmsnap.process import output_of
 
 AZURE_EXTENSION = "Microsoft.Azure.RecoveryServices.VMSnapshotLinux*"
+TRUE = ("true", "1", "t", "yes", "y", "on")  # go-ini
+RUNNING = ("active", "activating", "reloading")  # systemctl is-active
 GOOGLE_SECONDS = 60  # what the hook is told to expect, less some: hook.py
 
 Finding = tuple[Severity, Path, str]
@@ -26,8 +38,13 @@ Finding = tuple[Severity, Path, str]
 
 def inspect(found: Inspection, state: Path, root: Path = ROOT, running: bool = True) -> None:
     """Note what is wrong. `running`: the agents should be."""
-    connections = recorded(state)
-    findings = [
+    connections = readable(state)
+    findings: list[Finding] = []
+    if connections is None:
+        connections = {}
+        words = "found a record that nobody can read; run `vmsnap integrate`"
+        findings.append(error(state / RECORD, f"{state / RECORD}: {words}"))
+    findings += [
         (severity, path, f"{agent}: {words}")
         for agent in connections
         for severity, path, words in findings_of(agent, CONNECTIONS[agent](root), root, running)
@@ -43,10 +60,9 @@ def findings_of(
     for file in connection.files:
         yield from of_file(file)
     for addition in connection.additions:
-        text = readable(addition.path)
-        if without(text) == text:
+        if not has_addition(addition.path):
             yield error(addition.path, f"{addition.path}: found nothing of vmsnap's in it")
-    if connection.label and readable(root / "sys/fs/selinux/enforce").strip() == "1":
+    if connection.label and text_of(root / "sys/fs/selinux/enforce").strip() == "1":
         yield from of_selinux(connection, root)
     if not any((root / program).exists() for program in connection.programs):
         program = root / connection.programs[0]
@@ -56,7 +72,10 @@ def findings_of(
         words = f"/{connection.channel} is missing: the host gives this machine no channel to it"
         yield Severity.WARNING, root / connection.channel, words
         return
-    running = [unit for unit in connection.units if should_run and is_active(unit)]
+    running = [unit for unit in connection.units if should_run and is_running(unit)]
+    for unit in running:
+        if outdated(connection, unit):
+            yield error(root, f"{unit} has not read its settings; run `systemctl restart {unit}`")
     if agent in SPECIAL:
         yield from SPECIAL[agent](connection, running, root)
     if should_run and not running:
@@ -75,9 +94,11 @@ def of_file(file: File) -> Iterator[Finding]:
         yield error(path, f"{path}: {e.strerror}; run `vmsnap integrate`")
         return
     mode = stat.S_IMODE(status.st_mode)
-    if not stat.S_ISREG(status.st_mode) or not ours(path):
+    lines = text_of(path).splitlines()
+    calls = any(f"{VMSNAP} hook" in line and not line.startswith("#") for line in lines)
+    if not stat.S_ISREG(status.st_mode) or not ours(path) or (file.mode & 0o100 and not calls):
         yield error(path, f"{path}: found what vmsnap has not written")
-    elif status.st_uid != 0 or mode & ~file.mode & 0o7077 or file.mode & ~mode & 0o100:
+    elif status.st_uid != 0 or mode & ~file.mode or file.mode & ~mode & 0o100:
         yield error(
             path,
             f"{path}: found owner uid {status.st_uid} and mode {mode:04o}, "
@@ -93,7 +114,7 @@ def of_selinux(connection: Connection, root: Path) -> Iterator[Finding]:
                 words = f"found the SELinux label {label}, expected the type {connection.label}"
                 yield error(path, f"{path}: {words}; run restorecon {path}")
     boolean = root / "sys/fs/selinux/booleans" / connection.boolean
-    if readable(boolean).startswith("0"):  # "0 0": what is, and what is pending
+    if text_of(boolean).startswith("0"):  # "0 0": what is, and what is pending
         yield error(
             boolean,
             f"SELinux does not let the agent's hooks do anything; run "
@@ -101,16 +122,10 @@ def of_selinux(connection: Connection, root: Path) -> Iterator[Finding]:
         )
 
 
-def readable(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def is_active(unit: str) -> bool:
+def is_running(unit: str) -> bool:
+    """Or about to, at boot."""
     with contextlib.suppress(OSError):
-        return output_of(["systemctl", "is-active", "--quiet", unit])[0] == 0
+        return output_of(["systemctl", "is-active", unit])[1].strip() in RUNNING
     return False
 
 
@@ -119,11 +134,15 @@ def is_active(unit: str) -> bool:
 
 def of_qemu(connection: Connection, running: list[str], root: Path) -> Iterator[Finding]:
     expected = inside(root, connection.files[0].path)
+    for addition in connection.additions:
+        if IN_CONF.findall(text_of(addition.path))[-1:] != [expected]:
+            words = f"found that fsfreeze-hook= is not {expected}; run `vmsnap integrate`"
+            yield error(addition.path, f"{addition.path}: {words}")
     for unit in running:
         pid = output_of(["systemctl", "show", "--property=MainPID", "--value", unit])[1].strip()
-        for word in readable(Path("/proc") / pid / "cmdline").split("\0"):
+        for word in text_of(Path("/proc") / pid / "cmdline").split("\0"):
             for option in ("-F", "--fsfreeze-hook="):
-                if word.startswith(option) and word != f"{option}{expected}":
+                if (word + "=").startswith(option) and word != f"{option}{expected}":
                     yield error(
                         root,
                         f"{unit} runs with {word}, expected -F{expected}: it calls another hook",
@@ -134,10 +153,10 @@ def of_google(connection: Connection, _: list[str], root: Path) -> Iterator[Find
     """Which of the three files wins depends on the agent's version."""
     for suffix in ("", ".distro", ".template"):
         path = Path(f"{connection.additions[0].path}{suffix}")
-        settings = ini(readable(path))
-        enabled = settings.get("snapshots", "enabled", fallback="true")
-        seconds = settings.get("snapshots", "timeout_in_seconds", fallback=str(GOOGLE_SECONDS))
-        if enabled.lower() != "true":
+        settings = ini(text_of(path))
+        enabled = settings.get("snapshots", "enabled", fallback="true") or ""
+        seconds = settings.get("snapshots", "timeout_in_seconds", fallback="60") or ""
+        if enabled.lower() not in TRUE:
             yield error(path, f"{path}: found [Snapshots] enabled = {enabled}, expected true")
         if not seconds.isdecimal() or int(seconds) < GOOGLE_SECONDS:
             yield error(
@@ -149,18 +168,28 @@ def of_google(connection: Connection, _: list[str], root: Path) -> Iterator[Find
 
 def of_vmware(_: Connection, __: list[str], root: Path) -> Iterator[Finding]:
     path = root / "etc/vmware-tools/tools.conf"
-    scripts = ini(readable(path)).get("vmbackup", "execscripts", fallback="true")
+    scripts = ini(text_of(path)).get("vmbackup", "execscripts", fallback="true") or ""
     if scripts.lower() == "false":
         yield error(path, f"{path}: found [vmbackup] execScripts = {scripts}, expected true")
+
+
+def of_azure(connection: Connection, _: list[str], root: Path) -> Iterator[Finding]:
+    """Without a plugin host file the extension has one that names ours."""
+    ours, host = connection.files[-1].path, root / "etc/azure/VMSnapshotPluginHost.conf"
+    named: tuple[str, ...] = ()
+    with contextlib.suppress(config.Incorrect):  # `vmsnap check` says so anyway
+        named = config.parse_plugin_host(text_of(host), str(host))[1]
+    if host.exists() and inside(root, ours) not in named:
+        words = f"found no pluginConfigPath {inside(root, ours)}, expected one, or no such file"
+        yield error(host, f"{host}: {words}")
 
 
 def ini(text: str) -> configparser.ConfigParser:
     """Keys in small letters, and section names too. What can't be read is left out."""
     parser = configparser.ConfigParser(strict=False, interpolation=None, allow_no_value=True)
     with contextlib.suppress(configparser.Error):
-        parser.read_string(
-            "\n".join(line.lower() if line.startswith("[") else line for line in text.splitlines())
-        )
+        lines = (line.lower() if line.startswith("[") else line for line in text.splitlines())
+        parser.read_string("\n".join(("[ ]", *lines)))  # keys may come before any section
     return parser
 
 
@@ -168,6 +197,7 @@ SPECIAL: Mapping[str, Callable[[Connection, list[str], Path], Iterator[Finding]]
     "qemu": of_qemu,
     "google": of_google,
     "vmware": of_vmware,
+    "azure": of_azure,
 }
 
 

@@ -43,14 +43,16 @@ def last(scene: Scene) -> tuple[str, str, list[str]]:
 def test_two_events_are_a_session_with_the_filesystems_frozen_by_whom_it_suits(
     scene: Scene, agent: str, pre: str, post: str
 ) -> None:
+    scene.container.add_filesystem("/srv/data")
     scene.database()
     assert hook(scene, agent, pre, "0/1,0/2") == 0
     assert scene.events.heard == ["quiesced"]
     assert scene.state[0] == "active"
-    assert scene.container.frozen("/") == ((agent, pre, post) in LEAVE_IT)
+    assert scene.container.frozen("/srv/data") == ((agent, pre, post) in LEAVE_IT)
+    assert scene.container.frozen("/") == (agent == "google")
     assert hook(scene, agent, post, "0/1,0/2") == 0
     assert scene.events.wait("resumed") == "success application"
-    assert not scene.container.frozen("/")
+    assert not scene.container.frozen("/srv/data")
     assert last(scene) == ("success", "application", [])
 
 
@@ -109,10 +111,30 @@ def test_a_dry_run_begins_nothing_and_says_whether_all_is_in_order(scene: Scene)
 
 
 def test_a_second_pre_is_told_that_post_was_expected(scene: Scene) -> None:
+    scene.container.add_filesystem("/srv/data")
     assert hook(scene, "aws", "pre-script") == 0
     assert hook(scene, "aws", "pre-script") == 204
-    assert scene.container.frozen("/")
+    assert scene.container.frozen("/srv/data")
     assert hook(scene, "aws", "post-script") == 0
+
+
+def test_the_agents_own_disk_is_not_frozen_for_it_could_not_tell_of_that(scene: Scene) -> None:
+    """amazon-ssm-agent's parts talk through files."""
+    scene.container.add_filesystem("/srv/data")
+    scene.container.add_filesystem("/var/lib/amazon")
+    assert hook(scene, "aws", "pre-script") == 0
+    frozen = {
+        path for path in ("/srv/data", "/var/lib/amazon", "/") if scene.container.frozen(path)
+    }
+    assert frozen == {"/srv/data"}  # its log is on "/"
+    assert hook(scene, "aws", "post-script") == 0
+
+
+def test_where_there_is_only_the_agents_own_disk_nothing_is_consistent(scene: Scene) -> None:
+    scene.container.write("/etc/vmsnap/vmsnap.conf.d/strict.conf", STRICT)
+    scene.database()
+    assert hook(scene, "aws", "pre-script") == 201
+    assert scene.events.wait("resumed") == "failed none"
 
 
 @pytest.mark.parametrize(("required", "code"), [("filesystem", 0), ("application", 202)])
@@ -121,6 +143,7 @@ def test_a_post_script_that_fails_counts_as_the_required_level_says(
 ) -> None:
     text = f"[snapshot]\nrequire = {required}\n"
     scene.container.write("/etc/vmsnap/vmsnap.conf.d/required.conf", text)
+    scene.container.add_filesystem("/srv/data")
     scene.app(pre="exit 0", post="exit 1")
     assert hook(scene, "aws", "pre-script") == 0
     assert hook(scene, "aws", "post-script") == code

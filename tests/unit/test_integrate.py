@@ -75,7 +75,8 @@ def test_adding_again_replaces_what_was_added(text: str, first: str, second: str
 
 @given(TEXTS, LINES, TEXTS)
 def test_what_somebody_has_written_after_it_stays(text: str, lines: str, more: str) -> None:
-    assert without(with_addition(text, lines) + more) == text + more
+    ended = "\n" if text and not text.endswith("\n") and more else ""
+    assert without(with_addition(text, lines) + more) == text + ended + more
 
 
 # --- connecting and disconnecting ----------------------------------------------------------------
@@ -262,3 +263,134 @@ def test_a_boolean_that_confines_hooks_is_told_of(confined: Machine) -> None:
     confined.write("sys/fs/selinux/booleans/virt_qemu_ga_run_unconfined", "0 0")
     (told,) = confined.problems()
     assert "setsebool -P virt_qemu_ga_run_unconfined on" in told
+
+
+# --- what others do meanwhile --------------------------------------------------------------------
+
+
+def test_what_begins_a_line_after_a_removal_began_it_before(machine: Machine) -> None:
+    conf = machine.write("etc/qemu/qemu-ga.conf", "verbose=1")
+    connect("qemu", machine.state, root=machine.root)
+    conf.write_text(conf.read_text() + "daemon=0\n")
+    disconnect("qemu", machine.state, root=machine.root)
+    assert conf.read_text() == "verbose=1\ndaemon=0\n"
+
+
+def test_another_distributions_way_takes_the_place_of_the_first(machine: Machine) -> None:
+    """Connected before the agent was installed."""
+    before = set(machine.tree())
+    connect("qemu", machine.state, root=machine.root)
+    machine.write("etc/sysconfig/qemu-ga", "FSFREEZE_HOOK_PATHNAME=\n")
+    connect("qemu", machine.state, root=machine.root)
+    assert not (machine.root / "etc/qemu").exists()
+    disconnect("qemu", machine.state, root=machine.root)
+    assert set(machine.tree()) - before == {"etc/sysconfig", "etc/sysconfig/qemu-ga"}
+
+
+def test_a_file_keeps_its_group(machine: Machine) -> None:
+    conf = machine.write("etc/qemu/qemu-ga.conf", "[general]\n", 0o640)
+    os.chown(conf, 0, 4)
+    for change in (connect, connect, disconnect):
+        change("qemu", machine.state, root=machine.root)
+        assert (conf.stat().st_gid, stat.S_IMODE(conf.stat().st_mode)) == (4, 0o640)
+
+
+def test_a_directory_may_be_a_link(machine: Machine) -> None:
+    (machine.root / "srv/qemu").mkdir(parents=True)
+    (machine.root / "etc/qemu").symlink_to(machine.root / "srv/qemu")
+    before = set(machine.tree())
+    connect("qemu", machine.state, root=machine.root)
+    disconnect("qemu", machine.state, root=machine.root)
+    assert set(machine.tree()) == before
+
+
+@pytest.mark.parametrize("agent", WRITING)
+def test_directories_that_were_made_are_for_all_to_enter(machine: Machine, agent: str) -> None:
+    before = set(machine.tree())
+    connect(agent, machine.state, root=machine.root)
+    for name in set(machine.tree()) - before:
+        path = machine.root / name
+        assert not path.is_dir() or stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+@pytest.fixture
+def qemu(machine: Machine) -> Machine:
+    machine.write("usr/sbin/qemu-ga", "")
+    machine.write("dev/virtio-ports/org.qemu.guest_agent.0", "")
+    connect("qemu", machine.state, root=machine.root)
+    assert machine.problems() == []
+    return machine
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new", "told"),
+    [
+        ("fsfreeze-hook.d/50-vmsnap", "exec", "# exec", "vmsnap has not written"),
+        ("qemu-ga.conf", "\nfsfreeze-hook=", "\n#fsfreeze-hook=", "fsfreeze-hook= is not"),
+        ("qemu-ga.conf", "to here\n", "to here\nfsfreeze-hook=/srv/mine\n", "is not"),
+        ("qemu-ga.conf", "from here", "", "nothing of vmsnap's"),
+    ],
+)
+def test_what_keeps_the_agent_from_calling_us_is_told(
+    qemu: Machine, path: str, old: str, new: str, told: str
+) -> None:
+    file = qemu.root / "etc/qemu" / path
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    assert any(told in problem for problem in qemu.problems())
+
+
+def test_a_channel_that_the_host_does_not_give_is_a_warning(qemu: Machine) -> None:
+    (qemu.root / "dev/virtio-ports/org.qemu.guest_agent.0").unlink()
+    found = Inspection()
+    soundness.inspect(found, qemu.state, qemu.root)
+    (problem,) = found.problems
+    assert "gives this machine no channel" in problem.message
+    assert found.errors == []
+
+
+def test_a_record_that_nobody_can_read_is_told_and_mended(qemu: Machine) -> None:
+    (qemu.state / integrate.RECORD).write_text('{"agents": []}')
+    assert "a record that nobody can read" in qemu.problems()[0]
+    assert integrate.traces(qemu.state, qemu.root) == ["qemu"]
+    connect("qemu", qemu.state, root=qemu.root)
+    assert qemu.problems() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("", "[Snapshots]\nenabled = false\n", []),  # ours comes later
+        ("", "x\nx=1\n[Snapshots]\ntimeout_in_seconds = 300\n", []),
+        ("", "[snapshots]\ntimeout_in_seconds = 30\n", ["timeout_in_seconds = 30"]),
+        ("", "[Snapshots]\ntimeout_in_seconds\n", ["timeout_in_seconds"]),
+        (".template", "[Snapshots]\nenabled = false\n", ["enabled = false"]),
+        (".distro", "a=1\n[Snapshots]\nenabled\n", ["enabled"]),
+        (".distro", "[Snapshots]\nenabled = yes\n", []),
+    ],
+)
+def test_settings_of_googles_agent_that_keep_it_from_calling_us_are_told(
+    machine: Machine, name: str, text: str, told: list[str]
+) -> None:
+    machine.write("usr/bin/google_guest_agent", "")
+    machine.write(f"etc/default/instance_configs.cfg{name}", text)
+    connect("google", machine.state, root=machine.root)
+    problems = machine.problems()
+    assert len(problems) == len(told)
+    assert all(words in problem for words, problem in zip(told, problems))
+
+
+def test_azures_plugin_host_file_must_name_the_file_that_calls_us(machine: Machine) -> None:
+    machine.write("usr/sbin/waagent", "")
+    connect("azure", machine.state, root=machine.root)
+    assert machine.problems() == []
+    lines = "[pre_post]\ntimeoutInSeconds=1800\nnumberOfPlugins={}\npluginName0=ScriptRunner\n"
+    lines += "pluginPath0=/etc/azure\npluginConfigPath0=/etc/azure/{}\n"
+    machine.write("etc/azure/VMSnapshotPluginHost.conf", lines.format(1, "mine.json"))
+    assert "found no pluginConfigPath /etc/azure/VMSnapshotScript" in machine.problems()[0]
+    ours = lines.format(1, "VMSnapshotScriptPluginConfig.json")
+    machine.write("etc/azure/VMSnapshotPluginHost.conf", ours)
+    assert machine.problems() == []
+    (machine.root / "etc/azure/VMSnapshotScriptPluginConfig.json").chmod(0o700)
+    assert "mode 0700, expected root and 0600" in machine.problems()[0]
