@@ -284,7 +284,7 @@ def add_agents(command: Callable[..., argparse.ArgumentParser]) -> None:
     hook.add_argument("agent", metavar="AGENT", choices=HOOKS, help=", ".join(HOOKS))
     hook.add_argument("event", metavar="EVENT", help="as the agent says it")
     hook.add_argument(
-        "--within", type=seconds, metavar="SECONDS", help="how long the agent waits for a session"
+        "--within", type=seconds, metavar="SECONDS", help="how long the agent waits for an answer"
     )
     hook.add_argument("rest", metavar="ARGUMENT...", nargs="*", help="what the agent says besides")
 

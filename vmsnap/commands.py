@@ -188,6 +188,7 @@ def session_command(arguments: argparse.Namespace) -> int:
 
 def hook_command(arguments: argparse.Namespace) -> int:
     from vmsnap import hook, report
+    from vmsnap.journal import Event, Journal, Priority
     from vmsnap.session import Options
 
     agent = hook.AGENTS[arguments.agent]
@@ -202,13 +203,17 @@ def hook_command(arguments: argparse.Namespace) -> int:
         Options(etc=arguments.etc, run=arguments.run, state=arguments.state),
         arguments.within,
     )
+    done = ending is hook.Ending.DONE
+    told = f"agent {arguments.agent} has said {arguments.event}: {ending.value}"
+    priority = Priority.INFO if done else Priority.WARNING
+    Journal().send(told, Event.NOTE.value, priority)  # few agents keep what we print
     with whoever_reads():
         if arguments.json:
             print_json({"ending": ending.name, "result": result.to_json() if result else None})
         else:
             words = "" if result is None else report.summary(result, report.Paint(False))
-            complain(f"{arguments.agent} {arguments.event}: {ending.value}\n{words}".rstrip())
-    return agent.codes.get(ending, OK if ending is hook.Ending.DONE else FAILED)
+            complain(f"{told}\n{words}".rstrip())
+    return agent.codes.get(ending, OK if done else FAILED)
 
 
 def force_thaw(arguments: argparse.Namespace) -> int:

@@ -153,8 +153,13 @@ def begin(
 
 
 def options_of(agent: Agent, options: Options) -> Options:
-    exclude = (glob.escape(mount_point(Path(path))) for path in agent.writes)
-    return replace(options, fsfreeze=not agent.freezes, exclude=tuple(dict.fromkeys(exclude)))
+    exclude = tuple(map(glob.escape, unfrozen(agent)))
+    return replace(options, fsfreeze=not agent.freezes, exclude=exclude)
+
+
+def unfrozen(agent: Agent) -> list[str]:
+    """Where the filesystems are mounted that are left out for the agent's sake."""
+    return sorted({mount_point(Path(path)) for path in agent.writes})
 
 
 def mount_point(path: Path) -> str:

@@ -25,6 +25,7 @@ from vmsnap.connection import (
 )
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.files import File
+from vmsnap.hook import AGENTS, unfrozen
 from vmsnap.integrate import RECORD, ROOT, outdated, readable
 from vmsnap.process import output_of
 
@@ -184,6 +185,13 @@ def of_azure(connection: Connection, _: list[str], root: Path) -> Iterator[Findi
         yield error(host, f"{host}: {words}")
 
 
+def of_aws(_: Connection, __: list[str], root: Path) -> Iterator[Finding]:
+    for path in unfrozen(AGENTS["aws"]):
+        words = f"{path} is not frozen in its sessions, since the agent has to write there; "
+        words += "data that must be consistent belongs on another filesystem"
+        yield Severity.WARNING, Path(path), words
+
+
 def ini(text: str) -> configparser.ConfigParser:
     """Keys in small letters, and section names too. What can't be read is left out."""
     parser = configparser.ConfigParser(strict=False, interpolation=None, allow_no_value=True)
@@ -198,6 +206,7 @@ SPECIAL: Mapping[str, Callable[[Connection, list[str], Path], Iterator[Finding]]
     "google": of_google,
     "vmware": of_vmware,
     "azure": of_azure,
+    "aws": of_aws,
 }
 
 

@@ -109,6 +109,15 @@ def test_what_somebody_else_has_ended_is_no_success(scene: Scene) -> None:
     assert hook(scene, "google", "post", "0/1") == 1
 
 
+def test_the_journal_knows_which_agent_has_called_and_what_it_was_told(scene: Scene) -> None:
+    scene.freeze("--no-fsfreeze")
+    assert hook(scene, "qemu", "freeze") == 1
+    said = [
+        record["MESSAGE"] for record in scene.container.journal("-t", "vmsnap", "-p", "warning")
+    ]
+    assert said == ["agent qemu has said freeze: another session is in progress"]
+
+
 def test_nor_is_it_for_data_lifecycle_manager(scene: Scene) -> None:
     scene.container.add_filesystem("/srv/data")
     assert hook(scene, "aws", "pre-script") == 0
