@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TRIAL = "`vmsnap run --no-fsfreeze --require application -- true`"
 SESSION_PATIENCE = 3600.0  # seconds: the longest that pre- and post-scripts may take
+REMOVAL_PATIENCE = 90.0  # the package manager may be waiting
 
 
 class LeftFrozen(Impossible):
@@ -65,17 +66,19 @@ def integrate_command(arguments: argparse.Namespace) -> int:
     done: dict[str, Changes] = {}
     wrong: list[str] = []
     change = integrate.disconnect if arguments.remove else integrate.connect
+    agents = agents_meant(arguments)
     with contextlib.ExitStack() as stack:
-        if not arguments.dry_run:
+        if agents and not arguments.dry_run:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # both undo what is half-done
-            if arguments.remove:  # perhaps of the package: so it waits
-                descriptor = stack.enter_context(alone(arguments, "vmsnap integrate"))
+            if arguments.remove:
+                waiting = alone(arguments, "vmsnap integrate", REMOVAL_PATIENCE)
+                descriptor = stack.enter_context(waiting)
             else:
                 lock.prepare(arguments.run)
                 descriptor = lock.acquire(arguments.run, "vmsnap integrate")
                 stack.callback(os.close, descriptor)
             end_killed_session(arguments, descriptor)
-        for agent in agents_meant(arguments):
+        for agent in agents:
             try:
                 done[agent] = change(agent, arguments.state, dry_run=arguments.dry_run)
             except integrate.NotPossible as e:
@@ -97,7 +100,7 @@ def integrate_command(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def alone(arguments: argparse.Namespace, whose: str) -> Iterator[int]:
+def alone(arguments: argparse.Namespace, whose: str, seconds: float) -> Iterator[int]:
     """Keep sessions from beginning; wait until the one that is in progress has ended."""
     from vmsnap import lock
 
@@ -105,7 +108,7 @@ def alone(arguments: argparse.Namespace, whose: str) -> Iterator[int]:
     show("wait")
     with contextlib.ExitStack() as stack:
         try:
-            descriptor = stack.enter_context(lock.held(arguments.run, whose, SESSION_PATIENCE))
+            descriptor = stack.enter_context(lock.held(arguments.run, whose, seconds))
         finally:
             show("")
         yield descriptor
@@ -206,7 +209,8 @@ def provision_in_earnest(arguments: argparse.Namespace) -> Provisioning:
     with contextlib.ExitStack() as stack:
         # The scripts of a session must stay as they were checked.
         try:
-            descriptor = stack.enter_context(alone(arguments, provisioned.HOLDER))
+            waiting = alone(arguments, provisioned.HOLDER, SESSION_PATIENCE)
+            descriptor = stack.enter_context(waiting)
         except (lock.InProgress, lock.RunDirectoryUnusable) as e:
             keep(failure(arguments, str(e)))
             raise

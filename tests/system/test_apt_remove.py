@@ -80,6 +80,17 @@ def begin_scheduled(scene: Scene) -> None:
     scene.events.wait("held")
 
 
+def test_agents_no_longer_call_what_is_not_there(installed: Container) -> None:
+    """They would refuse every snapshot."""
+    for agent in ("nutanix", "vmware"):
+        installed.run("vmsnap", "integrate", agent)
+    hooks = ["usr/local/sbin/pre_freeze", "usr/local/sbin/post_thaw", "etc/vmware-tools"]
+    assert all(installed.path(f"/{hook}").exists() for hook in hooks)
+    said = remove(installed)
+    assert "removed /usr/local/sbin/pre_freeze" in said
+    assert not any(installed.path(f"/{hook}").exists() for hook in hooks)
+
+
 # --- a session in progress -----------------------------------------------------------------------
 
 

@@ -128,6 +128,13 @@ def test_what_the_administrator_has_made_is_left(scene: Scene, before: list[str]
     assert scene.thaw().verdict == ("success", "application", 0)
 
 
+def test_agents_no_longer_call_what_is_not_there(installed: Container) -> None:
+    installed.run("vmsnap", "integrate", "nutanix")
+    assert installed.path("/usr/local/sbin/pre_freeze").exists()
+    distribution.done(installed, "remove", "vmsnap")
+    assert not installed.path("/usr/local/sbin/pre_freeze").exists()
+
+
 def test_a_check_that_failed_is_not_listed_for_ever(installed: Container) -> None:
     installed.write("/etc/vmsnap/apps.d/broken.json", "{")
     until(lambda: distribution.state(installed, CHECK)[1] == "failed")
