@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from . import container as containers
+from .agents import Platform, container_of_agents, platform_in
 from .container import Container
 
 
@@ -30,3 +31,15 @@ def container(machine: Container) -> Iterator[Container]:
     machine.reset()
     with machine.guarded():
         yield machine
+
+
+@pytest.fixture(scope="package")
+def agents_machine() -> Iterator[Container]:
+    with container_of_agents() as made:
+        yield made
+
+
+@pytest.fixture
+def platform(agents_machine: Container) -> Iterator[Platform]:
+    with platform_in(agents_machine) as made:
+        yield made
