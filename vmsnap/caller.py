@@ -12,6 +12,7 @@ import json
 import os
 import select
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,14 +44,21 @@ class NoSession(Exception):
         self.last = last
 
 
+class Cut(BaseException):
+    """Whoever waits for a session waits no longer, and not for its end either."""
+
+
 class ResultUnreadable(Impossible):
     """There is a result, but not one that this program can read."""
 
 
-def freeze(options: Options, session: str = "") -> Progress | Result:
+def freeze(
+    options: Options, session: str = "", beginning: Callable[[], None] | None = None
+) -> Progress | Result:
     """Begin a session, with this UUID if any. Return its Progress once it holds, or else the Result
     that says why it does not. Raises InProgress, Unavailable and lock.RunDirectoryUnusable; a
-    KeyboardInterrupt ends the session first."""
+    KeyboardInterrupt ends the session first, and Cut has it end. `beginning` is called when nobody
+    else can begin one any more, and raises what it likes."""
     from vmsnap.request import place, request_of, withdraw  # `vmsnap thaw` must start fast
     from vmsnap.result import new_session_id
 
@@ -61,6 +69,8 @@ def freeze(options: Options, session: str = "") -> Progress | Result:
     request = place(run, request_of(options, session))
     try:
         refuse_another(run)
+        if beginning:
+            beginning()
         code, error = systemctl("start", UNIT)
         now = progress_of(session, run)
         if now and now.hold_ends is not None:
@@ -69,6 +79,9 @@ def freeze(options: Options, session: str = "") -> Progress | Result:
             end(run, now, FAILED)
     except KeyboardInterrupt:
         end(run, progress_of(session, run), FAILED)
+        raise
+    except Cut:
+        abandon(session, run)
         raise
     finally:
         withdraw(request)
@@ -108,13 +121,15 @@ def thaw(run: Path, state: Path, wanted: str = "", failed: bool = False) -> Resu
 
 
 def abandon(session: str, run: Path) -> None:
-    """Have a session end without a snapshot, be it before it has begun, and do not wait for
-    that."""
-    say(run, session, FAILED)
+    """Have a session end without a snapshot, be it before it has begun, and do not wait for that.
+    Only while nobody else can begin one: what is about to start is ours."""
     now = progress_of(session, run)
     if now is None:
-        systemctl("stop", "--no-block", UNIT)
+        holder = lock.holder(run)
+        if holder is None or holder.startswith(session):
+            systemctl("stop", "--no-block", UNIT)
         return
+    say(run, session, FAILED)
     engine = engine_of(run, now)
     if engine is not None:
         with contextlib.suppress(ProcessLookupError):

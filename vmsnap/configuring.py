@@ -70,14 +70,18 @@ def integrate_command(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         if agents and not arguments.dry_run:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # both undo what is half-done
+            descriptor = None
             if arguments.remove:
-                waiting = alone(arguments, "vmsnap integrate", REMOVAL_PATIENCE)
-                descriptor = stack.enter_context(waiting)
+                # One that goes on for longer has its own reasons, and needs no agent's files.
+                with contextlib.suppress(lock.InProgress):
+                    waiting = alone(arguments, "vmsnap integrate", REMOVAL_PATIENCE)
+                    descriptor = stack.enter_context(waiting)
             else:
                 lock.prepare(arguments.run)
                 descriptor = lock.acquire(arguments.run, "vmsnap integrate")
                 stack.callback(os.close, descriptor)
-            end_killed_session(arguments, descriptor)
+            if descriptor is not None:
+                end_killed_session(arguments, descriptor)
         for agent in agents:
             try:
                 done[agent] = change(agent, arguments.state, dry_run=arguments.dry_run)

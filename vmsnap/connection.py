@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,8 +120,8 @@ else
 fi
 exit $code
 """
-IN_CONF = re.compile(r"^[ \t]*fsfreeze-hook[ \t]*=[ \t]*(\S*)[ \t]*$", re.M)
-IN_SYSCONFIG = re.compile(r"^[ \t]*FSFREEZE_HOOK_PATHNAME=[\"']?([^\"'\s]*)", re.M)
+IN_CONF = re.compile(r"^[ \t]*fsfreeze-hook[ \t]*=[ \t]*(.*?)[ \t]*$", re.M)
+IN_SYSCONFIG = re.compile(r"^[ \t]*FSFREEZE_HOOK_PATHNAME=[\"']?([^\"'\n]*?)[\"']?[ \t]*$", re.M)
 
 
 def qemu(root: Path) -> Connection:
@@ -151,7 +152,7 @@ def qemu(root: Path) -> Connection:
         additions = (Addition(conf, f"[general]\nfsfreeze-hook={inside(root, hook)}\n"),)
     program = call("qemu", '"$@"', "qemu-ga calls this before it freezes and when it has thawed.")
     if other not in (None, "", "/dev/null"):
-        program = QEMU_CHAIN.format(other=other).encode()
+        program = QEMU_CHAIN.format(other=shlex.quote(str(other))).encode()
     return Connection(
         programs=("usr/sbin/qemu-ga", "usr/bin/qemu-ga"),
         units=(unit,),
@@ -194,7 +195,7 @@ def vmware(root: Path) -> Connection:
         units=("open-vm-tools.service", "vmtoolsd.service"),
         package="open-vm-tools",
         host="govc snapshot.create -vm VM -m=false -q NAME, or a quiesced one of a backup product",
-        files=(File(directory / "50-vmsnap", call("vmware", '"$@"', why), 0o755),),
+        files=(File(directory / "50-vmsnap", call("vmware", '"$1"', why), 0o755),),
     )
 
 

@@ -17,14 +17,14 @@ from enum import Enum
 from pathlib import Path
 from typing import NoReturn
 
-from vmsnap import caller, checks, lock
+from vmsnap import caller, checks
+from vmsnap.caller import Cut
 from vmsnap.errors import Kind
 from vmsnap.files import write_atomically
 from vmsnap.lock import InProgress
 from vmsnap.progress import Progress
 from vmsnap.result import Result, new_session_id
 from vmsnap.session import Options
-from vmsnap.vouch import FAILED
 
 
 class Act(Enum):
@@ -42,7 +42,7 @@ class Ending(Enum):
     DONE = "as asked"
     NOT_BEGUN = "no session may be held, or there was no time for it"
     FAILED = "the session has failed"
-    EXPIRED = "the hold had expired before the snapshot was taken"
+    EXPIRED = "the session did not hold until the snapshot was taken"
     ANOTHER = "another session is in progress"
     NONE = "there is no session to end"
     NOT_READY = "vmsnap is not in order"
@@ -100,10 +100,6 @@ REMEMBERED = "hook-"  # and the agent's name, in the run directory: the session 
 ENDS = (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
-class Cut(BaseException):
-    """The agent waits no longer, or somebody has ended the call."""
-
-
 def call(
     name: str,
     event: str,
@@ -131,24 +127,24 @@ def begin(
 ) -> tuple[Ending, Result | None]:
     """Begin a session within the time that the agent waits. It is remembered before it begins: so
     whatever becomes of this process, the agent's next event ends it."""
-    lock.prepare(options.run)
-    if lock.holder(options.run):
-        return Ending.ANOTHER, None
     session = new_session_id()
-    remember(remembered, session, *rest)
     began: Progress | Result | None = None
     try:
         with limited(agent.patience):
-            began = caller.freeze(options_of(agent, options), session)
+            began = caller.freeze(
+                options_of(agent, options),
+                session,
+                lambda: remember(remembered, session, *rest),
+            )
     except Cut:
-        if not isinstance(began, Progress):
-            caller.abandon(session, options.run)
+        pass
     except InProgress:
-        forget(remembered, session)
         return Ending.ANOTHER, None
+    finally:
+        if not isinstance(began, Progress):
+            forget(remembered, session)
     if isinstance(began, Progress):
         return Ending.DONE, None
-    forget(remembered, session)
     return Ending.NOT_BEGUN, began
 
 
@@ -164,7 +160,8 @@ def unfrozen(agent: Agent) -> list[str]:
 
 def mount_point(path: Path) -> str:
     """Of the filesystem on which this is, or would be."""
-    while not path.is_mount() and path != path.parent:
+    path = path.resolve()
+    while not path.is_mount():
         path = path.parent
     return str(path)
 
@@ -172,29 +169,28 @@ def mount_point(path: Path) -> str:
 def end(
     agent: Agent, options: Options, remembered: Path, rest: tuple[str, ...], failed: bool
 ) -> tuple[Ending, Result | None]:
-    """End the session that the agent has begun, and no other. One that was over before is no
+    """End the session that the agent has begun, and no other. One that does not hold any more is no
     success, however it went: what has been taken since is not what its result speaks of."""
     session, *arguments = recalled(remembered)
     if not session or tuple(arguments) != rest:
         return Ending.NONE, None
     run, state = options.run, options.state
     now = caller.progress_of(session, run)
+    holds = now is not None and now.hold_ends is not None
     result = None
     with contextlib.suppress(Cut, caller.NoSession, InProgress), limited(agent.patience):
         if now and now.held:
-            result = caller.thaw(run, state, session, failed)
+            result = caller.thaw(run, state, session, failed or not holds)
         else:
-            if now:  # not yet, since nobody waits any more for it to hold; or no more
-                caller.end(run, now, FAILED)
+            if now:  # its engine was killed; what undoes it is part of the unit
+                caller.systemctl("stop", caller.UNIT)
             result = caller.result_of(session, run, state)
     forget(remembered, session)
     if failed:
         return Ending.DONE, result
     expired = result and any(error.name == Kind.HOLD_EXPIRED.label for error in result.errors)
-    if expired or (now is None and result):
+    if expired or not holds:
         return Ending.EXPIRED, result
-    if now is None:
-        return Ending.NONE, None
     return (Ending.DONE if result and result.ok else Ending.FAILED), result
 
 

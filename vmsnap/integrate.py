@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -96,6 +97,7 @@ def connect(
     unchanged = tuple(str(file.path) for file in wanted if file not in missing)
     if dry_run:
         return Changes(written, unchanged)
+    remove_unfinished(connection)
     before = recorded(state)
     mine = connected(connection)
     if agent in before and (before[agent].files, before[agent].additions) != (
@@ -116,7 +118,10 @@ def connect(
         keep(before, state)
         raise
     relabel(connection)
-    return Changes(written, unchanged, restarted=restart(connection, wait, root, bool(missing)))
+    restarted = restart(connection, wait, root, bool(missing), start=True)
+    if missing or restarted:
+        keep(recorded(state), state)  # vmsnap-check.path has it checked, now that it is done
+    return Changes(written, unchanged, restarted=restarted)
 
 
 def disconnect(
@@ -144,6 +149,7 @@ def disconnect(
     )
     if dry_run:
         return changes
+    remove_unfinished(connection)
     programs = [path for path in removed if os.access(path, os.X_OK)]
     write(restored)
     unlink(path for path in removed if path not in programs)
@@ -195,6 +201,19 @@ def as_it_is(path: Path, text: str) -> File:
         return File(path, data, 0o644)
     status = path.stat()
     return File(path, data, stat.S_IMODE(status.st_mode), status.st_gid)
+
+
+def unfinished(connection: Connection) -> Iterator[Path]:
+    """What a killed process was about to write; some agents run whatever is there."""
+    paths = [*(file.path for file in connection.files), *(a.path for a in connection.additions)]
+    for path in paths:
+        with contextlib.suppress(OSError):
+            names = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}")
+            yield from (other for other in path.parent.iterdir() if names.fullmatch(other.name))
+
+
+def remove_unfinished(connection: Connection) -> None:
+    unlink(unfinished(connection))
 
 
 def unlink(paths: Iterable[Path]) -> None:
@@ -280,23 +299,26 @@ def outdated(connection: Connection, unit: str) -> bool:
         settings = [file.path for file in connection.files if not file.mode & 0o100]
         settings += [addition.path for addition in connection.additions]
         ages = [time.time() - path.stat().st_mtime for path in settings]
-        return started > 0 and min(ages) < time.monotonic() - started
+        # One from the future was written before the clock was set back: nobody knows when.
+        return started > 0 and any(0 <= age < time.monotonic() - started for age in ages)
     return False
 
 
-def restart(connection: Connection, wait: bool, root: Path, changed: bool) -> str:
-    """Have the agent read its configuration, if that has changed since it has started; return the
-    unit that was restarted, if any. One that was installed after the boot may not run although it
-    could (Debian's qemu-guest-agent)."""
+def restart(
+    connection: Connection, wait: bool, root: Path, changed: bool, start: bool = False
+) -> str:
+    """Have the agent read its configuration, if that has changed since it has started; return what
+    was restarted, if anything. `start`: also one that does not run although it could, since it
+    was installed after the boot (Debian's qemu-guest-agent)."""
     booted = Path("/run/systemd/system").exists() and root == ROOT  # sd_booted(3)
     if not connection.restart or not booted:
         return ""
     output_of(["systemctl", "daemon-reload"])
-    startable = connection.channel and (root / connection.channel).exists()
+    start = start and connection.channel != "" and (root / connection.channel).exists()
+    restarted = []
     for unit in connection.units:
-        if startable or output_of(["systemctl", "is-active", "--quiet", unit])[0] == 0:
-            if not changed and not outdated(connection, unit):
-                return ""
+        runs = output_of(["systemctl", "is-active", "--quiet", unit])[0] == 0
+        if (runs or start) and (changed or outdated(connection, unit)):
             words = ["restart", *([] if wait else ["--no-block"]), unit]
-            return unit if output_of(["systemctl", *words])[0] == 0 else ""
-    return ""
+            restarted += [unit] if output_of(["systemctl", *words])[0] == 0 else []
+    return ", ".join(restarted)

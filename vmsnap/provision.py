@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnap import checks, soundness
-from vmsnap.document import read
+from vmsnap.document import Document, read
 from vmsnap.errors import Impossible
 from vmsnap.files import File, is_there, write
 from vmsnap.integrate import (
@@ -140,6 +140,7 @@ def provision(
         there = [file for file in document.files if is_there(file)]
         wanted = [file for file in document.files if file not in there]
         connected = integrate(document.integrate, state, dry_run=True)  # could it be?
+        refuse_both(document, connected)
         if not dry_run:
             make_root_only(etc / "vmsnap")
             write(wanted)
@@ -188,6 +189,16 @@ def integrate(wanted: str | bool | None, state: Path, *, dry_run: bool) -> Chang
         return Changes()
     agent = this_platforms_agent() if wanted == "auto" else wanted
     return connect(agent, state, dry_run=dry_run, wait=False)
+
+
+def refuse_both(document: Document, connected: Changes) -> None:
+    """Azure's file has room for one."""
+    paths = {str(file.path) for file in document.files}
+    for path in (path for path in connected.written if path in paths):
+        raise NotPossible(
+            f"{path}: it would hold an app, and what makes Azure's extension call vmsnap; "
+            "leave out `azure: true`"
+        )
 
 
 def disconnection(wanted: str | bool | None, state: Path) -> Iterator[Mistake]:

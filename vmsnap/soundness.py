@@ -24,9 +24,9 @@ from vmsnap.connection import (
     text_of,
 )
 from vmsnap.errors import Kind, Problem, Severity
-from vmsnap.files import File
+from vmsnap.files import File, is_there
 from vmsnap.hook import AGENTS, unfrozen
-from vmsnap.integrate import RECORD, ROOT, outdated, readable
+from vmsnap.integrate import RECORD, ROOT, outdated, readable, unfinished
 from vmsnap.process import output_of
 
 AZURE_EXTENSION = "Microsoft.Azure.RecoveryServices.VMSnapshotLinux*"
@@ -60,6 +60,8 @@ def findings_of(
 ) -> Iterator[Finding]:
     for file in connection.files:
         yield from of_file(file)
+    for path in unfinished(connection):
+        yield error(path, f"{path}: found what was left half-written; run `vmsnap integrate`")
     for addition in connection.additions:
         if not has_addition(addition.path):
             yield error(addition.path, f"{addition.path}: found nothing of vmsnap's in it")
@@ -105,6 +107,9 @@ def of_file(file: File) -> Iterator[Finding]:
             f"{path}: found owner uid {status.st_uid} and mode {mode:04o}, "
             f"expected root and {file.mode:04o}",
         )
+    elif not is_there(file):
+        words = "it is not what vmsnap would write now; run `vmsnap integrate`"
+        yield Severity.WARNING, path, f"{path}: {words}"
 
 
 def of_selinux(connection: Connection, root: Path) -> Iterator[Finding]:
@@ -141,13 +146,13 @@ def of_qemu(connection: Connection, running: list[str], root: Path) -> Iterator[
             yield error(addition.path, f"{addition.path}: {words}")
     for unit in running:
         pid = output_of(["systemctl", "show", "--property=MainPID", "--value", unit])[1].strip()
-        for word in text_of(Path("/proc") / pid / "cmdline").split("\0"):
-            for option in ("-F", "--fsfreeze-hook="):
-                if (word + "=").startswith(option) and word != f"{option}{expected}":
-                    yield error(
-                        root,
-                        f"{unit} runs with {word}, expected -F{expected}: it calls another hook",
-                    )
+        argv = text_of(Path("/proc") / pid / "cmdline").split("\0")
+        hooks = [word for word in argv if (word + "=").startswith(("-F", "--fsfreeze-hook="))]
+        wanted = (f"-F{expected}", f"--fsfreeze-hook={expected}")
+        # Of the command line and the file, the former wins.
+        if any(word not in wanted for word in hooks) or not (hooks or connection.additions):
+            found = " ".join(hooks) or "no -F"
+            yield error(root, f"{unit} runs with {found}, expected -F{expected}")
 
 
 def of_google(connection: Connection, _: list[str], root: Path) -> Iterator[Finding]:
@@ -170,7 +175,7 @@ def of_google(connection: Connection, _: list[str], root: Path) -> Iterator[Find
 def of_vmware(_: Connection, __: list[str], root: Path) -> Iterator[Finding]:
     path = root / "etc/vmware-tools/tools.conf"
     scripts = ini(text_of(path)).get("vmbackup", "execscripts", fallback="true") or ""
-    if scripts.lower() == "false":
+    if scripts.lower() in ("false", "0"):
         yield error(path, f"{path}: found [vmbackup] execScripts = {scripts}, expected true")
 
 

@@ -83,8 +83,10 @@ def test_a_session_that_cannot_be_remembered_is_not_begun(scene: Scene) -> None:
 def test_a_slow_way_back_does_not_keep_the_agent_waiting(scene: Scene) -> None:
     post = f"{scene.stop_at('gate')}; {scene.say('resumed')}"
     scene.app(pre=f"{scene.say('quiesced')}; {scene.stop_at('never')}", post=post)
-    assert hook(scene, "aws", "pre-script", "--within=1") == 201
-    assert scene.events.heard == ["quiesced"]
+    running = scene.start("hook", "aws", "pre-script")
+    scene.events.wait("quiesced")
+    os.kill(running.below[0], signal.SIGALRM)  # its time is over
+    assert running.finish().code == 201
     scene.open("gate")
     scene.events.wait("resumed")
     until(lambda: ended(scene))
@@ -107,6 +109,48 @@ def test_what_somebody_else_has_ended_is_no_success(scene: Scene) -> None:
     assert hook(scene, "google", "pre", "0/1") == 0
     assert scene.thaw().code == 0
     assert hook(scene, "google", "post", "0/1") == 1
+
+
+def test_what_somebody_else_is_just_ending_is_none_either(scene: Scene) -> None:
+    scene.app(post=f"{scene.say('resuming')}; {scene.stop_at('gate')}")
+    assert hook(scene, "google", "pre", "0/1") == 0
+    thawing = scene.start("thaw")
+    scene.events.wait("resuming")
+    running = scene.start("hook", "google", "post", "0/1")
+    scene.open("gate")
+    assert thawing.finish().code == 0
+    assert running.finish().code == 1
+
+
+def test_a_session_that_was_over_is_no_success_though_others_have_followed(scene: Scene) -> None:
+    scene.container.write("/etc/vmsnap/vmsnap.conf.d/hold.conf", "[freeze]\nhold = 1\n")
+    assert hook(scene, "vmware", "freeze") == 0
+    scene.wait_for_failure()
+    assert scene.vmsnap("run", "--no-fsfreeze", "--", "true").code == 0
+    assert hook(scene, "vmware", "thaw") == 1
+
+
+def test_of_two_that_begin_at_once_one_does_and_can_be_ended(scene: Scene) -> None:
+    running = {disk: scene.start("hook", "google", "pre", disk) for disk in ("0/1", "0/2")}
+    codes = {disk: begun.finish().code for disk, begun in running.items()}
+    assert sorted(codes.values()) == [0, 1]
+    ended = {disk: hook(scene, "google", "post", disk) for disk in codes}
+    assert ended == codes
+    assert not scene.container.frozen("/")
+
+
+@pytest.mark.parametrize("delay", [0, 50, 100, 150, 200, 250])
+def test_a_hook_that_is_ended_early_begins_no_session_of_another_kind(
+    scene: Scene, delay: int
+) -> None:
+    """Neither before nor while the unit starts; with defaults, it would freeze by itself."""
+    scene.database()
+    running = scene.start("hook", f"--within={0.05 + delay / 1000}", "qemu", "freeze")
+    code = running.finish().code
+    until(lambda: scene.state[0] not in ("activating", "deactivating"))
+    assert (scene.state[0] == "active") == (code == 0)
+    assert not scene.container.journal("-t", "vmsnap", "VMSNAP_PHASE=presync")
+    assert hook(scene, "qemu", "thaw") == 0
 
 
 def test_the_journal_knows_which_agent_has_called_and_what_it_was_told(scene: Scene) -> None:

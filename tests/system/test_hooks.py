@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from .apps import UNIT, Scene, scene_of
+from .apps import UNIT, Scene, scene_of, until
 from .container import Container
 
 PATIENCE = 20.0
@@ -73,9 +74,12 @@ def test_who_waits_no_longer_leaves_nothing_quiesced_behind(
     scene: Scene, agent: str, pre: str, post: str
 ) -> None:
     scene.database(pre=scene.stop_at("never"))
-    assert hook(scene, agent, pre, "--within=1") == (201 if agent == "aws" else 1)
+    running = scene.start("hook", agent, pre)
+    scene.events.wait("quiesced")
+    os.kill(running.below[0], signal.SIGALRM)  # its time is over
+    assert running.finish().code == (201 if agent == "aws" else 1)
     assert scene.events.wait("resumed") == "failed none"
-    assert scene.state[0] != "active"
+    until(lambda: scene.state[0] not in ("active", "activating", "deactivating"))
     assert hook(scene, agent, post) == NOTHING_TO_END[agent]
 
 
