@@ -218,6 +218,8 @@ def expectation(error: Any) -> str:
         return " or ".join(
             TYPE_WORDS[word] for word in ([value] if isinstance(value, str) else value)
         )
+    if error.validator == "enum":
+        return ", ".join(word if isinstance(word, str) else json.dumps(word) for word in value)
     if error.validator == "const":
         return json.dumps(value)
     if error.validator == "minimum":

@@ -86,8 +86,11 @@ def integrate_command(arguments: argparse.Namespace) -> int:
             try:
                 done[agent] = change(agent, arguments.state, dry_run=arguments.dry_run)
             except integrate.NotPossible as e:
-                wrong.append(str(e))
-    found = unsound(arguments)
+                still = f" ({agent} is still connected)" if arguments.remove else ""
+                wrong.append(f"{e}{still}")
+    if done and not arguments.dry_run:
+        integrate.have_it_checked()
+    found = unsound(arguments, agents)
     with whoever_reads():
         if arguments.json:
             told = {agent: asdict(changes) for agent, changes in done.items()}
@@ -95,6 +98,8 @@ def integrate_command(arguments: argparse.Namespace) -> int:
             ok = not (wrong or found.errors)
             print_json({"ok": ok, "agents": told, "refused": wrong, "problems": problems})
         else:
+            if not agents:
+                print("nothing is connected")
             show_integration(arguments, done)
             if found.problems:
                 complain(report.problem_list(found.problems, report.Paint(colourful(sys.stderr))))
@@ -128,27 +133,25 @@ def agents_meant(arguments: argparse.Namespace) -> list[str]:
     return [integrate.this_platforms_agent()]
 
 
-def unsound(arguments: argparse.Namespace) -> Inspection:
-    """What is wrong with the connections now that this has been done."""
+def unsound(arguments: argparse.Namespace, agents: list[str]) -> Inspection:
+    """What is wrong with these connections now that this has been done."""
     from vmsnap import checks, soundness
 
     found = checks.inspect(arguments.etc)
     found.problems.clear()
     if not arguments.dry_run and not arguments.remove:
-        soundness.inspect(found, arguments.state)
+        soundness.inspect(found, arguments.state, only=agents)
     return found
 
 
 def show_integration(arguments: argparse.Namespace, done: Mapping[str, Changes]) -> None:
     from vmsnap.connection import CONNECTIONS
 
-    would = "would have " if arguments.dry_run else ""
-    if arguments.remove and not done:
-        print("nothing is connected")
+    wrote, removed = ("would write", "would remove") if arguments.dry_run else ("wrote", "removed")
     for agent, changes in done.items():
         print(f"agent: {agent}")
-        lines = [f"{would}written {path}" for path in changes.written]
-        lines += [f"{would}removed {path}" for path in changes.removed]
+        lines = [f"{wrote} {path}" for path in changes.written]
+        lines += [f"{removed} {path}" for path in changes.removed]
         lines += [f"unchanged: {path}" for path in changes.unchanged]
         lines += [f"left, for vmsnap has not written it: {path}" for path in changes.left]
         lines += [f"restarted {changes.restarted}"] if changes.restarted else []
@@ -184,7 +187,7 @@ def provision_command(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json(done.to_json())
         else:
-            show_provisioning(done, "would write" if arguments.dry_run else "wrote")
+            show_provisioning(done, arguments.dry_run)
     return OK if done.ok else FAILED
 
 
@@ -251,8 +254,10 @@ def end_killed_session(arguments: argparse.Namespace, lock: int) -> None:
         raise LeftFrozen("a killed session has left filesystems frozen: see `vmsnap thaw --force`")
 
 
-def show_provisioning(done: Provisioning, wrote: str) -> None:
+def show_provisioning(done: Provisioning, dry_run: bool) -> None:
+    wrote, removed = ("would write", "would remove") if dry_run else ("wrote", "removed")
     lines = [f"{wrote} {path}" for path in done.written]
+    lines += [f"{removed} {path}" for path in done.removed]
     lines += [f"unchanged: {path}" for path in done.unchanged]
     if done.timer is not None and done.ok:
         lines.append(f"vmsnap-backup.timer: {'enabled' if done.timer else 'disabled'}")

@@ -157,8 +157,8 @@ def qemu(root: Path) -> Connection:
         programs=("usr/sbin/qemu-ga", "usr/bin/qemu-ga"),
         units=(unit,),
         package="qemu-guest-agent",
-        host="virsh snapshot-create-as DOMAIN --disk-only --atomic --quiesce, or a backup of the "
-        "platform with its guest agent option on",
+        host="virsh snapshot-create-as DOMAIN NAME --disk-only --atomic --quiesce, or a backup of "
+        "the platform with its guest agent option on",
         files=(File(hook, program, 0o755), *files),
         additions=additions,
         restart=True,

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -37,12 +38,14 @@ from vmsnap.files import (
     write,
     write_atomically,
 )
-from vmsnap.process import output_of
+from vmsnap.process import descendants, output_of
 from vmsnap.trusted import Unreadable, Untrusted, open_trusted
 
 RECORD = "integration.json"
 PATHS = ("files", "additions", "created", "directories")  # of Connected, in its order
 ROOT = Path("/")
+CHECK = "vmsnap-check.service"
+HOOK_PATIENCE = 60.0  # seconds
 
 
 class NotPossible(Impossible):
@@ -77,7 +80,7 @@ def this_platforms_agent() -> str:
     """Raises NotPossible if nobody knows one."""
     found = host.agent()
     if not found:
-        hardware = host.hypervisor() or host.virtualization() or "unknown hardware"
+        hardware = host.hypervisor() or f"a machine that systemd calls {host.virtualization()!r}"
         raise NotPossible(
             f"found no agent that vmsnap knows on {hardware}; name the one that is to call it, as "
             "in `vmsnap integrate qemu`. Without one, there are `vmsnap run` and `vmsnap freeze`"
@@ -119,8 +122,6 @@ def connect(
         raise
     relabel(connection)
     restarted = restart(connection, wait, root, bool(missing), start=True)
-    if missing or restarted:
-        keep(recorded(state), state)  # vmsnap-check.path has it checked, now that it is done
     return Changes(written, unchanged, restarted=restarted)
 
 
@@ -180,6 +181,11 @@ def any_of_ours(agent: str, root: Path) -> bool:
 
 def free(file: File) -> File:
     """The same, unless something that is not ours is in its place."""
+    if file.path.suffix == ".json" and os.path.lexists(file.path) and not ours(file.path):
+        raise NotPossible(
+            f"{file.path}: found an app's file, expected none. Let vmsnap have the app: move it to "
+            "/etc/vmsnap/apps.d/azure.json"
+        )
     if os.path.lexists(file.path) and not ours(file.path):
         raise NotPossible(
             f"{file.path}: found a file that vmsnap has not written, expected none. If it quiesces "
@@ -289,6 +295,17 @@ def relabel(connection: Connection) -> None:
             output_of(["restorecon", "-F", *(str(file.path) for file in connection.files)])
 
 
+def await_hooks(unit: str) -> None:
+    """Wait until what the agent has called has ended: it may not be ours alone, and the agent has
+    yet to tell its host."""
+    shown = output_of(["systemctl", "show", "--value", "--property=MainPID", unit])[1].strip()
+    for pid in descendants(int(shown or 0)) if shown not in ("", "0") else ():
+        with contextlib.suppress(ProcessLookupError):
+            hook = os.pidfd_open(pid)
+            select.select([hook], [], [], HOOK_PATIENCE)
+            os.close(hook)
+
+
 def outdated(connection: Connection, unit: str) -> bool:
     """Whether it has started before what it reads at its start was written."""
     if not connection.restart:
@@ -318,7 +335,15 @@ def restart(
     restarted = []
     for unit in connection.units:
         runs = output_of(["systemctl", "is-active", "--quiet", unit])[0] == 0
-        if (runs or start) and (changed or outdated(connection, unit)):
+        if (runs and (changed or outdated(connection, unit))) or (start and not runs):
+            await_hooks(unit)
             words = ["restart", *([] if wait else ["--no-block"]), unit]
             restarted += [unit] if output_of(["systemctl", *words])[0] == 0 else []
     return ", ".join(restarted)
+
+
+def have_it_checked() -> None:
+    """A verdict of vmsnap-check.service that is not true any more is not left there."""
+    with contextlib.suppress(OSError):
+        if output_of(["systemctl", "is-failed", "--quiet", CHECK])[0] == 0:
+            output_of(["systemctl", "restart", "--no-block", CHECK])

@@ -165,6 +165,7 @@ def provision(
         written=(*(str(file.path) for file in missing), *connected.written),
         unchanged=(*(str(file.path) for file in there), *connected.unchanged),
         timer=timer,
+        removed=connected.removed,
     )
 
 
@@ -183,8 +184,9 @@ def disorder(apps: tuple[str, ...], etc: Path) -> Iterator[Mistake]:
 def integrate(wanted: str | bool | None, state: Path, *, dry_run: bool) -> Changes:
     """Never waiting, either. Raises NotPossible, and OSError."""
     if wanted is False:
-        for agent in traces(state):
-            disconnect(agent, state, dry_run=dry_run, wait=False)
+        ended = [disconnect(x, state, dry_run=dry_run, wait=False) for x in traces(state)]
+        written = tuple(path for changes in ended for path in changes.written)
+        return Changes(written, removed=tuple(path for x in ended for path in x.removed))
     if not isinstance(wanted, str):
         return Changes()
     agent = this_platforms_agent() if wanted == "auto" else wanted

@@ -51,6 +51,7 @@ class Provisioning:
     written: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()
     timer: bool | None = None
+    removed: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -92,6 +93,7 @@ def recorded(state: Path) -> Provisioning | None:
                 tuple(found["written"]),
                 tuple(found["unchanged"]),
                 found["timer"],
+                tuple(found.get("removed", ())),
             )
     return None
 

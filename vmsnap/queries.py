@@ -47,9 +47,7 @@ def check_command(arguments: argparse.Namespace) -> int:
         names = ", ".join(app.name for app in found.runnable) or "none"
         platform = f"{host.distribution()} on {host.hypervisor() or 'unknown hardware'}"
         print(f"host: {platform}")
-        print(
-            f"agents that call vmsnap: {', '.join(integrate.recorded(arguments.state)) or 'none'}"
-        )
+        print(f"connected agents: {', '.join(integrate.recorded(arguments.state)) or 'none'}")
         print(f"apps that would run: {names}")
         print(f"filesystems that would be frozen: {len(plan.acted_on)} (`vmsnap plan`)")
         print(paint(IN_ORDER, "success") if ok else paint("not in order", "failed"))

@@ -7,8 +7,9 @@ from __future__ import annotations
 import configparser
 import contextlib
 import os
+import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from vmsnap import config
@@ -28,8 +29,10 @@ from vmsnap.files import File, is_there
 from vmsnap.hook import AGENTS, unfrozen
 from vmsnap.integrate import RECORD, ROOT, outdated, readable, unfinished
 from vmsnap.process import output_of
+from vmsnap.trusted import Unreadable, Untrusted, open_trusted
 
 AZURE_EXTENSION = "Microsoft.Azure.RecoveryServices.VMSnapshotLinux*"
+BLOCKED = re.compile(r"^[ \t]*(block-rpcs|blacklist)[ \t]*=.*guest-fsfreeze", re.M)
 TRUE = ("true", "1", "t", "yes", "y", "on")  # go-ini
 RUNNING = ("active", "activating", "reloading")  # systemctl is-active
 GOOGLE_SECONDS = 60  # what the hook is told to expect, less some: hook.py
@@ -37,8 +40,14 @@ GOOGLE_SECONDS = 60  # what the hook is told to expect, less some: hook.py
 Finding = tuple[Severity, Path, str]
 
 
-def inspect(found: Inspection, state: Path, root: Path = ROOT, running: bool = True) -> None:
-    """Note what is wrong. `running`: the agents should be."""
+def inspect(
+    found: Inspection,
+    state: Path,
+    root: Path = ROOT,
+    running: bool = True,
+    only: Collection[str] = tuple(CONNECTIONS),
+) -> None:
+    """Note what is wrong, with `only` these agents. `running`: they should be."""
     connections = readable(state)
     findings: list[Finding] = []
     if connections is None:
@@ -48,9 +57,11 @@ def inspect(found: Inspection, state: Path, root: Path = ROOT, running: bool = T
     findings += [
         (severity, path, f"{agent}: {words}")
         for agent in connections
+        if agent in only
         for severity, path, words in findings_of(agent, CONNECTIONS[agent](root), root, running)
     ]
-    findings += double_runs(found, "azure" in connections, root)
+    if "azure" in only:
+        findings += double_runs(found, "azure" in connections, root)
     for severity, path, words in findings:
         found.problems.append(Problem(severity, Kind.INCORRECT_INTEGRATION, str(path), words))
 
@@ -60,6 +71,12 @@ def findings_of(
 ) -> Iterator[Finding]:
     for file in connection.files:
         yield from of_file(file)
+    for path in (*(f.path for f in connection.files), *(a.path for a in connection.additions)):
+        with contextlib.suppress(OSError, Unreadable):
+            try:
+                os.close(open_trusted(path, 0o022))
+            except Untrusted as e:
+                yield error(path, str(e))
     for path in unfinished(connection):
         yield error(path, f"{path}: found what was left half-written; run `vmsnap integrate`")
     for addition in connection.additions:
@@ -82,7 +99,11 @@ def findings_of(
     if agent in SPECIAL:
         yield from SPECIAL[agent](connection, running, root)
     if should_run and not running:
-        yield error(root, f"{connection.units[0]} is not running, so nobody calls vmsnap")
+        yield error(
+            root,
+            f"{connection.units[0]} is not running, so nobody calls vmsnap; see "
+            f"`systemctl status {connection.units[0]}`",
+        )
 
 
 def error(path: Path, words: str) -> Finding:
@@ -141,6 +162,9 @@ def is_running(unit: str) -> bool:
 def of_qemu(connection: Connection, running: list[str], root: Path) -> Iterator[Finding]:
     expected = inside(root, connection.files[0].path)
     for addition in connection.additions:
+        if BLOCKED.search(text_of(addition.path)):
+            words = "found that guest-fsfreeze-freeze is among the blocked commands"
+            yield error(addition.path, f"{addition.path}: {words}")
         if IN_CONF.findall(text_of(addition.path))[-1:] != [expected]:
             words = f"found that fsfreeze-hook= is not {expected}; run `vmsnap integrate`"
             yield error(addition.path, f"{addition.path}: {words}")
@@ -152,7 +176,8 @@ def of_qemu(connection: Connection, running: list[str], root: Path) -> Iterator[
         # Of the command line and the file, the former wins.
         if any(word not in wanted for word in hooks) or not (hooks or connection.additions):
             found = " ".join(hooks) or "no -F"
-            yield error(root, f"{unit} runs with {found}, expected -F{expected}")
+            words = f"{unit} runs with {found}, expected -F{expected}; see `systemctl cat {unit}`"
+            yield error(root, words)
 
 
 def of_google(connection: Connection, _: list[str], root: Path) -> Iterator[Finding]:

@@ -45,6 +45,7 @@ FORGET = (
 ENABLED = {"vmsnap-check.path", "vmsnap-check.service", "vmsnap-provision.service"}
 LINK = "var/lib/cloud/scripts/per-instance/50-vmsnap"
 END_EVERYTHING = ["systemctl stop vmsnap-backup.timer", *INTERRUPT, "vmsnap thaw --force"]
+DISCONNECT = "vmsnap integrate --remove"
 # These are not this machine's: the first says whether systemd runs, of the others something is
 # removed.
 INSIDE = """

@@ -13,6 +13,7 @@ import pytest
 
 from . import made
 from .machine import (
+    DISCONNECT,
     ENABLED,
     END_CHECKS,
     END_EVERYTHING,
@@ -110,6 +111,7 @@ def test_removing_first_ends_the_session_then_stops_everything_then_thaws_by_for
 ) -> None:
     assert machine.run("prerm", "remove") == [
         *END_EVERYTHING,
+        DISCONNECT,
         "deb-systemd-invoke stop vmsnap-check.path vmsnap-check.service",
     ]
 
@@ -140,15 +142,18 @@ def test_removing_thaws_in_whatever_state_the_machine_is(machine: Machine, state
 
 
 def test_removing_where_there_is_no_systemctl_still_thaws(machine: Machine) -> None:
-    assert machine.run("prerm", "remove", systemd=False, STATE="") == ["vmsnap thaw --force"]
+    assert machine.run("prerm", "remove", systemd=False, STATE="") == [
+        "vmsnap thaw --force",
+        DISCONNECT,
+    ]
 
 
 def test_removing_in_a_chroot_thaws_nothing_of_the_machine_around_it(machine: Machine) -> None:
     """systemctl itself does nothing there, also when /run is the machine's."""
     called = machine.run("prerm", "remove", STATE="offline")
-    assert [x for x in called if x.startswith("vmsnap")] == []
-    for script in ("prerm", "postrm"):
-        assert machine.run(script, "remove", systemd=False) == [], script
+    assert [x for x in called if x.startswith("vmsnap")] == [DISCONNECT]  # which only writes files
+    assert machine.run("prerm", "remove", systemd=False) == [DISCONNECT]
+    assert machine.run("postrm", "remove", systemd=False) == []
 
 
 @pytest.mark.parametrize("script", ["prerm", "postrm"])

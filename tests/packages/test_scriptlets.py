@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .machine import END_CHECKS, END_EVERYTHING, FORGET, INTERRUPT, Machine
+from .machine import DISCONNECT, END_CHECKS, END_EVERYTHING, FORGET, INTERRUPT, Machine
 
 
 @pytest.fixture
@@ -42,9 +42,14 @@ def test_upgrading_the_rpm_package_checks_again_and_leaves_alone_what_takes_a_sn
 def test_removing_the_rpm_package_ends_a_session_as_that_of_debian_does(machine: Machine) -> None:
     units = "vmsnap-check.path vmsnap-check.service vmsnap-backup.timer vmsnap-provision.service"
     disable = f"systemctl --no-reload disable {units}"
-    assert machine.run_rpms("PREUN", 0) == [*END_EVERYTHING, disable, f"systemctl stop {units}"]
+    assert machine.run_rpms("PREUN", 0) == [
+        *END_EVERYTHING,
+        DISCONNECT,
+        disable,
+        f"systemctl stop {units}",
+    ]
     assert machine.run_rpms("POSTUN", 0) == [*INTERRUPT, *END_CHECKS, FORGET]
-    assert machine.run_rpms("PREUN", 0, systemd=False) == [disable]
+    assert machine.run_rpms("PREUN", 0, systemd=False) == [DISCONNECT, disable]
     assert machine.run_rpms("POSTUN", 0, systemd=False) == []
     assert machine.run_rpms("PREUN", 0, CODE="1")[:4] == END_EVERYTHING
     assert machine.run_rpms("POSTUN", 0, CODE="1")[:2] == INTERRUPT

@@ -25,7 +25,7 @@ def connected(platform: Platform) -> list[str]:
     (line,) = [
         line
         for line in platform.vmsnap("check").out.decode().splitlines()
-        if line.startswith("agents that call vmsnap: ")
+        if line.startswith("connected agents: ")
     ]
     return line.partition(": ")[2].split(", ")
 
@@ -52,7 +52,7 @@ def test_where_no_agent_is_known_that_is_said_in_one_line(platform: Platform) ->
 def test_a_machine_of_kvm_has_the_agent_of_qemu(platform: Platform, word: str) -> None:
     platform.pretend(word=word)
     done = platform.integrate("--dry-run").out.decode()
-    assert done.startswith(f"agent: qemu\nwould have written {HOOK}\nwould have written {CONF}\n")
+    assert done.startswith(f"agent: qemu\nwould write {HOOK}\nwould write {CONF}\n")
     assert "virsh snapshot-create-as" in done
 
 
@@ -79,7 +79,7 @@ def test_a_trial_changes_nothing(platform: Platform) -> None:
     for agent in ("qemu", "vmware", "google", "aws", "nutanix", "azure"):
         done = platform.integrate("--dry-run", agent)
         assert (done.code, done.err) == (0, "")
-        assert (b"would have written /" in done.out) == (agent != "aws")
+        assert (b"would write /" in done.out) == (agent != "aws")
     assert platform.tree(*EVERYTHING) == before
 
 
@@ -244,3 +244,12 @@ def test_a_document_that_contradicts_itself_writes_nothing(platform: Platform) -
     done = provision(platform, integrate="azure", azure=True, scripts=scripts)
     assert (done.code, "integrate" in done.err) == (1, True)
     assert platform.etc == before
+
+
+def test_a_failed_check_does_not_outlive_its_reason(platform: Platform) -> None:
+    container = platform.container
+    assert platform.integrate("nutanix").code == 1  # the agent is not installed
+    container.systemctl("start", "vmsnap-check.service")
+    assert container.show("vmsnap-check.service", "ActiveState")["ActiveState"] == "failed"
+    assert platform.integrate("--remove").code == 0
+    until(lambda: container.show("vmsnap-check.service", "ActiveState")["ActiveState"] == "active")

@@ -143,7 +143,7 @@ def test_a_configuration_for_the_extension_is_never_overwritten(azure: Platform)
     before = azure.etc
     done = azure.integrate("azure")
     assert done.code == 1
-    assert f"{DIRECTORY}/{CONFIG}: found a file that vmsnap has not written" in done.err
+    assert f"{DIRECTORY}/{CONFIG}: found an app's file, expected none" in done.err
     assert azure.etc == before
     assert not azure.container.path("/var/lib/vmsnap/integration.json").exists()
     (told,) = azure.complaints

@@ -46,7 +46,7 @@ def dumped(platform: Platform) -> str:
 def test_the_agent_calls_vmsnap_when_the_host_freezes(agent: Platform) -> None:
     agent.database()
     done = agent.connect("qemu")
-    assert f"written {HOOK}\nwritten {CONF}\nrestarted {QEMU_UNIT}\n" in done.out.decode()
+    assert f"wrote {HOOK}\nwrote {CONF}\nrestarted {QEMU_UNIT}\n" in done.out.decode()
     host = Host(agent.container)
     assert host.ask("guest-fsfreeze-freeze") == 1
     assert agent.events.heard == ["quiesced"]

@@ -257,6 +257,13 @@ def test_a_script_of_the_image_must_be_one_that_root_alone_can_change(etc: Etc) 
         ("apps/redis/scripts/post", "#!/bin/sh x\n", "apps.redis.scripts.post", "| and not with >"),
         ("scripts", {"pre": SH}, "scripts", "stands beside apps"),
         ("timer", True, "timer", "expected a calendar expression"),
+        (
+            "integrate",
+            True,
+            "integrate",
+            "expected auto, qemu, vmware, google, aws, nutanix, azure",
+        ),
+        ("integrate", "qemu-ga", "integrate", "expected auto, qemu"),
         ("timer", "", "timer", "expected a calendar expression"),
         ("apps/redis/scripts/post", "exit 0\r\n", "apps.redis.scripts.post", "Windows"),
         ("timer", 5, "timer", "found a whole number"),

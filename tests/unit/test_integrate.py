@@ -394,3 +394,24 @@ def test_azures_plugin_host_file_must_name_the_file_that_calls_us(machine: Machi
     assert machine.problems() == []
     (machine.root / "etc/azure/VMSnapshotScriptPluginConfig.json").chmod(0o700)
     assert "mode 0700, expected root and 0600" in machine.problems()[0]
+
+
+def test_a_file_that_others_can_change_is_told(qemu: Machine) -> None:
+    (qemu.root / "etc/qemu/fsfreeze-hook.d").chmod(0o777)
+    assert any("found mode 0777" in problem for problem in qemu.problems())
+    (qemu.root / "etc/qemu/fsfreeze-hook.d").chmod(0o755)
+    (qemu.root / "etc/qemu/qemu-ga.conf").chmod(0o666)
+    assert any("found mode 0666" in problem for problem in qemu.problems())
+
+
+@pytest.mark.parametrize("key", ["block-rpcs", "blacklist"])
+def test_a_command_that_the_agent_refuses_is_told(qemu: Machine, key: str) -> None:
+    conf = qemu.root / "etc/qemu/qemu-ga.conf"
+    conf.write_text(f"[general]\n{key}=guest-exec,guest-fsfreeze-freeze\n{conf.read_text()}")
+    assert any("among the blocked commands" in problem for problem in qemu.problems())
+
+
+def test_a_hook_that_does_something_else_first_is_told(qemu: Machine) -> None:
+    hook = qemu.root / "etc/qemu/fsfreeze-hook.d/50-vmsnap"
+    hook.write_text(hook.read_text().replace("exec", "exit 0\nexec"))
+    assert any("not what vmsnap would write now" in problem for problem in qemu.problems())
