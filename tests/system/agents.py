@@ -54,7 +54,13 @@ class Host:
 
     def ask(self, command: str) -> object:
         """What it returns, or the description of its error."""
+        self.send(command)
+        return self.hear()
+
+    def send(self, command: str) -> None:
         self.connection.sendall(json.dumps({"execute": command}).encode() + b"\n")
+
+    def hear(self) -> object:
         answer = json.loads(self.answers.readline())
         return answer["return"] if "return" in answer else answer["error"]["desc"]
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from .agents import CHANNEL, QEMU_GA, QEMU_UNIT, Host, Platform
+from .apps import until
 
 HOOK, CONF = "/etc/qemu/fsfreeze-hook.d/50-vmsnap", "/etc/qemu/qemu-ga.conf"
 OTHER = "/run/vmsnap-test/other"
@@ -92,6 +93,26 @@ def test_another_hook_is_called_before_ours_and_after_it(agent: Platform, path: 
     assert agent.events.heard == [
         *("other freeze", "quiesced", "resumed success application", "other thaw")
     ]
+    host.close()
+
+
+def test_a_removal_leaves_the_agent_its_hook_until_that_has_ended(agent: Platform) -> None:
+    """What is called besides ours would never hear of the thaw, nor the host of how it went."""
+    waits = f'[ "$1" = freeze ] || {{ {agent.say("thawing")}; {agent.stop_at("gate")}; }}'
+    agent.container.write(OTHER, f"#!/bin/sh\n{waits}\n{agent.say('ended')}\n", 0o700)
+    before = f"[general]\nfsfreeze-hook = {OTHER}\n"
+    agent.container.write(CONF, before)
+    agent.connect("qemu")
+    host = Host(agent.container)
+    assert host.ask("guest-fsfreeze-freeze") == 1
+    removal = agent.start("integrate", "--remove")
+    host.send("guest-fsfreeze-thaw")
+    agent.events.wait("thawing")
+    until(lambda: agent.container.read(CONF) == before)
+    agent.open("gate")
+    assert host.hear() == 1
+    assert removal.finish().code == 0
+    assert agent.events.heard[-1] == "ended"
     host.close()
 
 
