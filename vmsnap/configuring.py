@@ -59,7 +59,7 @@ def init_command(arguments: argparse.Namespace) -> int:
 
 
 def integrate_command(arguments: argparse.Namespace) -> int:
-    from vmsnap import integrate, lock, report
+    from vmsnap import agent_unit, integrate, lock, report
 
     if arguments.etc != Path("/etc"):
         arguments.parser.error(f"found --etc {arguments.etc}, expected /etc: agents know no other")
@@ -89,7 +89,7 @@ def integrate_command(arguments: argparse.Namespace) -> int:
                 still = f" ({agent} is still connected)" if arguments.remove else ""
                 wrong.append(f"{e}{still}")
     if done and not arguments.dry_run:
-        integrate.have_it_checked()
+        agent_unit.have_it_checked()
     found = unsound(arguments, agents)
     with whoever_reads():
         if arguments.json:

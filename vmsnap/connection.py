@@ -50,7 +50,7 @@ class Connection:
     channel: str = ""
 
 
-# --- lines in files of others ---
+# --- lines in files of others --------------------------------------------------------------------
 
 BEGIN, END = f"# {OURS}: from here", f"# {OURS}: to here"
 UNENDED = ", with the end of the line before"
@@ -86,7 +86,7 @@ def text_of(path: Path) -> str:
         return ""
 
 
-# --- programs ---
+# --- programs ------------------------------------------------------------------------------------
 
 
 def call(agent: str, words: str, why: str) -> bytes:
@@ -94,7 +94,7 @@ def call(agent: str, words: str, why: str) -> bytes:
     return f"#!/bin/sh\n{WRITTEN}\n# {why}\nexec {VMSNAP} hook {agent} {words}\n".encode()
 
 
-# --- QEMU ---
+# --- QEMU ----------------------------------------------------------------------------------------
 
 QEMU_HOOK = "fsfreeze-hook.d/50-vmsnap"
 # The agent's own dispatcher, fsfreeze-hook, forgets how the hooks in fsfreeze-hook.d have ended, so
@@ -183,7 +183,7 @@ def last(pattern: re.Pattern[str], path: Path) -> str | None:
     return str(found[-1]) if found else None
 
 
-# --- hypervisors with agents of their own ---
+# --- hypervisors with agents of their own --------------------------------------------------------
 
 
 def vmware(root: Path) -> Connection:
@@ -215,7 +215,7 @@ def nutanix(root: Path) -> Connection:
     )
 
 
-# --- clouds ---
+# --- clouds --------------------------------------------------------------------------------------
 
 
 def google(root: Path) -> Connection:

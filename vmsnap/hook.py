@@ -137,7 +137,9 @@ def begin(
                 lambda: remember(remembered, session, *rest),
             )
     except Cut:
-        pass
+        now = caller.progress_of(session, options.run)
+        if began is None and now and now.hold_ends is not None:  # it has just begun to hold
+            caller.abandon(session, options.run)
     except InProgress:
         return Ending.ANOTHER, None
     finally:

@@ -12,14 +12,13 @@ import contextlib
 import json
 import os
 import re
-import select
 import stat
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmsnap import host
+from vmsnap.agent_unit import relabel, restart
 from vmsnap.connection import (
     CONNECTIONS,
     Connection,
@@ -38,14 +37,11 @@ from vmsnap.files import (
     write,
     write_atomically,
 )
-from vmsnap.process import descendants, output_of
 from vmsnap.trusted import Unreadable, Untrusted, open_trusted
 
 RECORD = "integration.json"
 PATHS = ("files", "additions", "created", "directories")  # of Connected, in its order
 ROOT = Path("/")
-CHECK = "vmsnap-check.service"
-HOOK_PATIENCE = 60.0  # seconds
 
 
 class NotPossible(Impossible):
@@ -121,7 +117,7 @@ def connect(
         keep(before, state)
         raise
     relabel(connection)
-    restarted = restart(connection, wait, root, bool(missing), start=True)
+    restarted = restart(connection, wait, bool(missing), start=True) if root == ROOT else ""
     return Changes(written, unchanged, restarted=restarted)
 
 
@@ -154,7 +150,8 @@ def disconnect(
     programs = [path for path in removed if os.access(path, os.X_OK)]
     write(restored)
     unlink(path for path in removed if path not in programs)
-    restarted = restart(connection, wait, root, bool(restored or removed))
+    changed = bool(restored or removed)
+    restarted = restart(connection, wait, changed) if root == ROOT else ""
     unlink(programs)
     for name in reversed(mine.directories):
         with contextlib.suppress(OSError):  # there is something else in it now
@@ -176,7 +173,7 @@ def any_of_ours(agent: str, root: Path) -> bool:
     )
 
 
-# --- files ---
+# --- files ---------------------------------------------------------------------------------------
 
 
 def free(file: File) -> File:
@@ -239,7 +236,7 @@ def content(path: Path) -> str:
         raise NotPossible(str(e)) from None
 
 
-# --- record ---
+# --- record --------------------------------------------------------------------------------------
 
 
 def connected(connection: Connection) -> Connected:
@@ -283,67 +280,3 @@ def keep(connections: dict[str, Connected], state: Path) -> None:
     agents = {name: {key: getattr(one, key) for key in PATHS} for name, one in connections.items()}
     text = json.dumps({"version": 1, "agents": agents}, indent=2) + "\n"
     write_atomically(state / RECORD, text.encode(), 0o600)
-
-
-# --- agents ---
-
-
-def relabel(connection: Connection) -> None:
-    """As the policy has it; a label that stays wrong is told by the check."""
-    if connection.label and Path("/sys/fs/selinux/enforce").exists():
-        with contextlib.suppress(OSError):
-            output_of(["restorecon", "-F", *(str(file.path) for file in connection.files)])
-
-
-def await_hooks(unit: str) -> None:
-    """Wait until what the agent has called has ended: it may not be ours alone, and the agent has
-    yet to tell its host."""
-    shown = output_of(["systemctl", "show", "--value", "--property=MainPID", unit])[1].strip()
-    for pid in descendants(int(shown or 0)) if shown not in ("", "0") else ():
-        with contextlib.suppress(ProcessLookupError):
-            hook = os.pidfd_open(pid)
-            select.select([hook], [], [], HOOK_PATIENCE)
-            os.close(hook)
-
-
-def outdated(connection: Connection, unit: str) -> bool:
-    """Whether it has started before what it reads at its start was written."""
-    if not connection.restart:
-        return False
-    shown = ["systemctl", "show", "--value", "--property=ExecMainStartTimestampMonotonic", unit]
-    with contextlib.suppress(OSError, ValueError):
-        started = int(output_of(shown)[1]) / 1e6
-        settings = [file.path for file in connection.files if not file.mode & 0o100]
-        settings += [addition.path for addition in connection.additions]
-        ages = [time.time() - path.stat().st_mtime for path in settings]
-        # One from the future was written before the clock was set back: nobody knows when.
-        return started > 0 and any(0 <= age < time.monotonic() - started for age in ages)
-    return False
-
-
-def restart(
-    connection: Connection, wait: bool, root: Path, changed: bool, start: bool = False
-) -> str:
-    """Have the agent read its configuration, if that has changed since it has started; return what
-    was restarted, if anything. `start`: also one that does not run although it could, since it
-    was installed after the boot (Debian's qemu-guest-agent)."""
-    booted = Path("/run/systemd/system").exists() and root == ROOT  # sd_booted(3)
-    if not connection.restart or not booted:
-        return ""
-    output_of(["systemctl", "daemon-reload"])
-    start = start and connection.channel != "" and (root / connection.channel).exists()
-    restarted = []
-    for unit in connection.units:
-        runs = output_of(["systemctl", "is-active", "--quiet", unit])[0] == 0
-        if (runs and (changed or outdated(connection, unit))) or (start and not runs):
-            await_hooks(unit)
-            words = ["restart", *([] if wait else ["--no-block"]), unit]
-            restarted += [unit] if output_of(["systemctl", *words])[0] == 0 else []
-    return ", ".join(restarted)
-
-
-def have_it_checked() -> None:
-    """A verdict of vmsnap-check.service that is not true any more is not left there."""
-    with contextlib.suppress(OSError):
-        if output_of(["systemctl", "is-failed", "--quiet", CHECK])[0] == 0:
-            output_of(["systemctl", "restart", "--no-block", CHECK])

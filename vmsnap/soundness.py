@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from vmsnap import config
+from vmsnap.agent_unit import is_running, outdated
 from vmsnap.checks import Inspection
 from vmsnap.connection import (
     CONNECTIONS,
@@ -27,14 +28,13 @@ from vmsnap.connection import (
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.files import File, is_there
 from vmsnap.hook import AGENTS, unfrozen
-from vmsnap.integrate import RECORD, ROOT, outdated, readable, unfinished
+from vmsnap.integrate import RECORD, ROOT, readable, unfinished
 from vmsnap.process import output_of
 from vmsnap.trusted import Unreadable, Untrusted, open_trusted
 
 AZURE_EXTENSION = "Microsoft.Azure.RecoveryServices.VMSnapshotLinux*"
 BLOCKED = re.compile(r"^[ \t]*(block-rpcs|blacklist)[ \t]*=.*guest-fsfreeze", re.M)
 TRUE = ("true", "1", "t", "yes", "y", "on")  # go-ini
-RUNNING = ("active", "activating", "reloading")  # systemctl is-active
 GOOGLE_SECONDS = 60  # what the hook is told to expect, less some: hook.py
 
 Finding = tuple[Severity, Path, str]
@@ -149,14 +149,7 @@ def of_selinux(connection: Connection, root: Path) -> Iterator[Finding]:
         )
 
 
-def is_running(unit: str) -> bool:
-    """Or about to, at boot."""
-    with contextlib.suppress(OSError):
-        return output_of(["systemctl", "is-active", unit])[1].strip() in RUNNING
-    return False
-
-
-# --- what only one of them has ---
+# --- what only one of them has -------------------------------------------------------------------
 
 
 def of_qemu(connection: Connection, running: list[str], root: Path) -> Iterator[Finding]:
@@ -240,7 +233,7 @@ SPECIAL: Mapping[str, Callable[[Connection, list[str], Path], Iterator[Finding]]
 }
 
 
-# --- Azure ---
+# --- Azure ---------------------------------------------------------------------------------------
 
 
 def double_runs(found: Inspection, connected: bool, root: Path) -> Iterator[Finding]:
