@@ -26,11 +26,13 @@ DAEMON = """
 mount --bind "$1/run" /run
 mount --bind "$1/etc" /etc/libvirt
 for each in passwd group; do mount --bind "$1/$each" /etc/$each; done
-for each in lib cache log; do mount -t tmpfs -o mode=0755 tmpfs /var/$each; done
+for each in cache log; do mount -t tmpfs -o mode=0755 tmpfs /var/$each; done
+# The checkout may lie there.
+mount -t overlay -o "lowerdir=/var/lib,upperdir=$1/lib,workdir=$1/work" overlay /var/lib
 mkdir /var/log/libvirt
 libvirtd --daemon
 echo ready
-exec python3 -Ic 'import os
+exec /usr/bin/python3 -Ic 'import os
 while os.wait(): pass'
 """
 # There is no systemd that could make cgroups, and root is as good as anybody in here.
@@ -57,7 +59,7 @@ class Host:
     def __init__(self, directory: Path) -> None:
         """The directory must not be below /var/lib, nor its path long: it is for sockets."""
         self.directory = directory
-        for name in ("run", "etc"):
+        for name in ("run", "etc", "lib", "work"):
             (directory / name).mkdir()
         (directory / "etc/qemu.conf").write_text(CONFIGURATION)
         (directory / "etc/libvirtd.conf").write_text('auth_unix_rw = "none"\n')
@@ -65,6 +67,7 @@ class Host:
             (directory / name).write_text(Path("/etc", name).read_text() + line)
         self.process = subprocess.Popen(
             [*NAMESPACES, "sh", "-ec", DAEMON, "sh", str(directory)],
+            cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
