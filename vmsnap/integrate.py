@@ -113,7 +113,8 @@ def connect(
         write(missing)
     except BaseException:
         for directory in reversed(made):
-            directory.rmdir()
+            with contextlib.suppress(OSError):  # there is something else in it now
+                directory.rmdir()
         keep(before, state)
         raise
     relabel(connection)

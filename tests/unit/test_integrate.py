@@ -170,6 +170,23 @@ def test_a_full_disk_leaves_nothing(
     assert (machine.tree(), recorded(machine.state)) == (before, {})
 
 
+def test_a_failure_is_told_and_undone_though_somebody_uses_a_directory_of_ours(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = files.stage
+
+    def full(temporary: Path, file: files.File) -> None:
+        if machine.state not in temporary.parents:
+            (temporary.parent / "theirs").write_text("")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        stage(temporary, file)
+
+    monkeypatch.setattr(files, "stage", full)
+    with pytest.raises(OSError, match="No space left"):
+        connect("vmware", machine.state, root=machine.root)
+    assert recorded(machine.state) == {}
+
+
 def test_the_agents_that_are_connected_are_undone_one_by_one(machine: Machine) -> None:
     connect("vmware", machine.state, root=machine.root)
     before = machine.tree()
