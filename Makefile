@@ -85,8 +85,13 @@ install: install-python install-units install-data ## install everything below D
 	$(if $(DESTDIR),,-journalctl --update-catalog; systemctl daemon-reload)
 
 install-python:
-	install -d $(DESTDIR)$(PYTHONDIR)/vmsnap
-	install -m 644 vmsnap/*.py vmsnap/*.json vmsnap/py.typed $(DESTDIR)$(PYTHONDIR)/vmsnap
+	for folder in vmsnap vmsnap/*/__init__.py; do \
+	    folder=$${folder%/__init__.py} && install -d $(DESTDIR)$(PYTHONDIR)/$$folder && \
+	    install -m 644 $$folder/*.py $(DESTDIR)$(PYTHONDIR)/$$folder || exit 1; \
+	done
+	install -m 644 vmsnap/py.typed $(DESTDIR)$(PYTHONDIR)/vmsnap
+	install -m 644 vmsnap/config/app.schema.json $(DESTDIR)$(PYTHONDIR)/vmsnap/config
+	install -m 644 vmsnap/provision/provision.schema.json $(DESTDIR)$(PYTHONDIR)/vmsnap/provision
 
 install-units:
 	install -d $(DESTDIR)$(UNITDIR)
@@ -97,8 +102,8 @@ install-data:
 	install -d -m 700 $(DESTDIR)/etc/vmsnap $(DESTDIR)/var/lib/vmsnap \
 	    $(addprefix $(DESTDIR)/etc/vmsnap/,apps.d scripts vmsnap.conf.d)
 	install -m 600 etc/vmsnap.conf $(DESTDIR)/etc/vmsnap/vmsnap.conf
-	install -D -m 644 vmsnap/app.schema.json $(DATA)/vmsnap/app.schema.json
-	umask 022 && $(PYTHON) -B -m vmsnap.document > $(DATA)/vmsnap/provision.schema.json
+	install -D -m 644 vmsnap/config/app.schema.json $(DATA)/vmsnap/app.schema.json
+	umask 022 && $(PYTHON) -B -m vmsnap.provision.document > $(DATA)/vmsnap/provision.schema.json
 	install -D -m 644 cloud-init/cc_vmsnap.py $(DATA)/vmsnap/cloud-init/cc_vmsnap.py
 	install -D cloud-init/cloud-init-hook $(DESTDIR)/usr/libexec/vmsnap/cloud-init-hook
 	install -D -m 644 cloud-init/vmsnap-cloud-init.conf \
@@ -109,8 +114,8 @@ install-data:
 	install -m 644 quiesce/holding.py $(DESTDIR)/usr/lib/vmsnap/quiesce
 	install -m 700 $(QUIESCERS) $(DESTDIR)/usr/lib/vmsnap/quiesce
 	install -d $(DESTDIR)/usr/lib/systemd/catalog
-	umask 022 && $(PYTHON) -B -m vmsnap.catalog en > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.catalog
-	umask 022 && $(PYTHON) -B -m vmsnap.catalog es > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.es.catalog
+	umask 022 && $(PYTHON) -B -m vmsnap.journal.catalog en > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.catalog
+	umask 022 && $(PYTHON) -B -m vmsnap.journal.catalog es > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.es.catalog
 	for section in 1 5 8; do \
 	    install -d $(DATA)/man/man$$section && \
 	    install -m 644 man/*.$$section $(DATA)/man/man$$section || exit 1; \

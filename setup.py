@@ -4,7 +4,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 VERSION = re.search(
@@ -19,8 +19,12 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=["vmsnap"],
-    package_data={"vmsnap": ["*.schema.json", "py.typed"]},
+    packages=find_packages(include=["vmsnap", "vmsnap.*"]),
+    package_data={
+        "vmsnap": ["py.typed"],
+        "vmsnap.config": ["app.schema.json"],
+        "vmsnap.provision": ["provision.schema.json"],
+    },
     scripts=["bin/vmsnap"],
     python_requires=">=3.9",
     install_requires=["distro", "sdnotify", "jsonschema"],

@@ -3,6 +3,6 @@
 
 import sys
 
-from vmsnap.cli import main
+from vmsnap.cli.main import main
 
 sys.exit(main())

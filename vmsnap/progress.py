@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vmsnap.consistency import Level
-from vmsnap.files import write_atomically
+from vmsnap.system.files import write_atomically
 
 PROGRESS = "session.json"
 LEVELS = tuple(level.word for level in Level)

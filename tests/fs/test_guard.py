@@ -16,7 +16,7 @@ from . import kernel
 from .lab import Lab
 from .processes import PATIENCE, wait_for_end
 
-GUARD = Path(__file__).parents[2] / "vmsnap/guard.py"
+GUARD = Path(__file__).parents[2] / "vmsnap/freeze/guard.py"
 
 
 class Guard:

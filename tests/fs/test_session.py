@@ -127,7 +127,7 @@ def test_the_run_directory_on_a_frozen_filesystem_is_refused(lab: Lab) -> None:
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
-from vmsnap.cli import main
+from vmsnap.cli.main import main
 sys.exit(main())
 """
 

@@ -132,7 +132,7 @@ def test_needrestart_restarts_no_unit_that_freezes_and_any_other_one(tmp_path: P
 def imported() -> set[str]:
     """What the modules of vmsnap import from outside the standard library, wherever they do."""
     found = set()
-    for path in (ROOT / "vmsnap").glob("*.py"):
+    for path in (ROOT / "vmsnap").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}

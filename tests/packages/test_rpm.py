@@ -23,7 +23,7 @@ from release.rpm import TARGETS, Target
 from . import contents, elsewhere, made
 from .made import NEW, ROOT
 
-MODULES = sorted(path.name for path in (ROOT / "vmsnap").glob("*.py"))
+MODULES = sorted(path.relative_to(ROOT / "vmsnap") for path in (ROOT / "vmsnap").rglob("*.py"))
 CONFIGURATION = "/etc/vmsnap/vmsnap.conf"
 RESULT, OUTCOME = "/var/lib/vmsnap/last-result.json", "/var/lib/vmsnap/provision.json"
 # What makes the packages different, written down again: from the distributions, not from the code.
@@ -107,10 +107,11 @@ def test_the_modules_are_where_the_distributions_python_looks_and_nowhere_else(
 @every_target
 def test_what_its_python_compiles_at_installation_belongs_to_the_package(target: Target) -> None:
     tag = "cpython-" + PYTHONS[target.name].replace(".", "")
-    cache = f"{site_packages(target)}/vmsnap/__pycache__"
+    package_directory = Path(site_packages(target)) / "vmsnap"
+    caches = {path: package_directory / path.parent / "__pycache__" for path in MODULES}
     ghosts = {n for n, e in contents.of_rpm(package(target)).items() if "g" in e.flags}
-    compiled = {f"{cache}/{Path(name).stem}.{tag}.pyc" for name in MODULES}
-    assert ghosts == {cache, *compiled, RESULT, OUTCOME}
+    compiled = {cache / f"{path.stem}.{tag}.pyc" for path, cache in caches.items()}
+    assert ghosts == {*map(str, caches.values()), *map(str, compiled), RESULT, OUTCOME}
 
 
 @every_target

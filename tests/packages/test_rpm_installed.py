@@ -55,9 +55,9 @@ def root(tmp_path: Path) -> Root:
 def use(root: Root) -> None:
     """What the scriptlet and a session leave."""
     modules = root.path / "usr/lib/python3/dist-packages/vmsnap"
-    cache = modules / "__pycache__"
-    cache.mkdir(exist_ok=True)
-    for path in modules.glob("*.py"):
+    for path in modules.rglob("*.py"):
+        cache = path.parent / "__pycache__"
+        cache.mkdir(exist_ok=True)
         (cache / f"{path.stem}.cpython-311.pyc").write_bytes(b"compiled")
     result = root.path / "var/lib/vmsnap/last-result.json"
     result.write_text("{}", encoding="utf-8")

@@ -96,12 +96,13 @@ def test_what_a_distribution_compiled_is_carried_and_not_compiled_again() -> Non
     script, found = on_fedora()
     assert "compileall" not in script
     modules = [name for name in found if name.startswith(SITE_PACKAGES) and name.endswith(".py")]
-    cache = f"{SITE_PACKAGES}/vmsnap/__pycache__"
-    compiled = {f"{cache}/{Path(name).stem}.cpython-311.pyc" for name in modules}
-    carried = {n for n, e in found.items() if n.startswith(cache + "/") and e.data}
+    caches = {name: Path(name).parent / "__pycache__" for name in modules}
+    compiled = {f"{cache}/{Path(name).stem}.cpython-311.pyc" for name, cache in caches.items()}
+    carried = {n for n, e in found.items() if n.startswith(SITE_PACKAGES) and n.endswith(".pyc")}
     assert len(modules) > 30
     assert carried == compiled
-    assert "g" not in found[cache].flags
+    assert all(found[name].data for name in compiled)
+    assert all("g" not in found[str(cache)].flags for cache in caches.values())
 
 
 def test_a_distribution_must_have_what_the_build_needs(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_without_any_macros_the_scriptlets_say_what_to_do_themselves() -> None:
     # The Python that is there, in the place that python.org gives it.
     version = contents.call("/usr/bin/python3", "-Ic", "import sys; print(*sys.version_info[:2])")
     number = ".".join(version.decode().split())
-    assert f"/usr/lib/python{number}/site-packages/vmsnap/cli.py" in found
+    assert f"/usr/lib/python{number}/site-packages/vmsnap/cli/main.py" in found
 
 
 def test_both_ways_of_building_carry_the_same_files() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from vmsnap.arguments import parser
+from vmsnap.cli.arguments import parser
 
 INTERNAL = "session"  # the unit's, documented with it
 

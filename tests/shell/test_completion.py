@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from vmsnap.arguments import LEVELS, parser
-from vmsnap.quiescers import QUIESCERS
+from vmsnap.cli.arguments import LEVELS, parser
+from vmsnap.provision.quiescers import QUIESCERS
 
 from .grammar import COMMANDS, commands, options
 

@@ -18,7 +18,7 @@ from typing import Any
 from tests.fs.lab import call
 from tests.fs.processes import wait_for_end
 from tests.fs.running import Outcome
-from vmsnap.scripts import SUPERVISOR
+from vmsnap.scripts.engine import SUPERVISOR
 
 from .apps import DIRECTORY, UNIT, Scene, scene_of
 from .container import Container, device_of

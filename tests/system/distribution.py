@@ -143,7 +143,7 @@ def stale_bytecode(container: Container) -> list[str]:
 STALE = """
 import importlib.util, pathlib, struct, vmsnap
 directory = pathlib.Path(vmsnap.__file__).parent
-wanted = {importlib.util.cache_from_source(str(path)): path for path in directory.glob("*.py")}
+wanted = {importlib.util.cache_from_source(str(path)): path for path in directory.rglob("*.py")}
 for cached, path in wanted.items():
     if not pathlib.Path(cached).exists():
         print(path)
@@ -152,7 +152,7 @@ for cached, path in wanted.items():
     header = importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, int(seen.st_mtime), seen.st_size)
     if pathlib.Path(cached).read_bytes()[:16] != header:
         print(path)
-for path in directory.glob("__pycache__/*"):
+for path in directory.rglob("__pycache__/*"):
     if str(path) not in wanted:
         print(path)
 """

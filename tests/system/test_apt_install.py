@@ -132,9 +132,10 @@ def test_the_modules_are_compiled_and_nothing_is_compiled_later(scene: Scene) ->
     tag = "import sys; print(sys.implementation.cache_tag)"
     cached = f".{container.run('python3', '-Ic', tag, check=True).stdout.strip()}.pyc"
     modules = container.path(f"{PACKAGES}/vmsnap")
-    names = {path.stem for path in modules.glob("*.py")}
-    assert "session" in names
-    assert {path.name for path in modules.glob("__pycache__/*")} == {n + cached for n in names}
+    sources = set(modules.rglob("*.py"))
+    assert modules / "session/session.py" in sources
+    compiled = {path.parent / "__pycache__" / f"{path.stem}{cached}" for path in sources}
+    assert set(modules.rglob("*.pyc")) == compiled
     argv = ("find", PACKAGES, "-name", "*.pyc", "-printf", "%p %T@\\n")
     before = container.run(*argv, check=True).stdout
     scene.database()

@@ -178,7 +178,7 @@ def test_a_downgrade_brings_the_old_version_back(old: Container) -> None:
 def test_a_reinstallation_mends_a_module_and_leaves_the_configuration(old: Container) -> None:
     edited = old.read(CONFIGURATION) + EDIT
     old.path(CONFIGURATION).write_text(edited)
-    old.run("sh", "-c", "rm /usr/lib/python3/dist-packages/vmsnap/guard.py", check=True)
+    old.run("sh", "-c", "rm /usr/lib/python3/dist-packages/vmsnap/freeze/guard.py", check=True)
     distribution.done(old, "reinstall", "vmsnap")
     assert old.read(CONFIGURATION) == edited
     verified = old.run("rpm", "--verify", "vmsnap").stdout.splitlines()

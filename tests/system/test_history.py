@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.fs.processes import wait_for_end
-from vmsnap.journal import Event
+from vmsnap.journal.sender import Event
 
 from .container import Container
 from .test_journal import Record, app, hold, run

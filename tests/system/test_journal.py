@@ -12,7 +12,7 @@ import pytest
 
 from tests.fs import kernel
 from vmsnap.errors import Kind
-from vmsnap.journal import Event
+from vmsnap.journal.sender import Event
 from vmsnap.result import PHASES
 
 from .container import Container

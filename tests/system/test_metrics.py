@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vmsnap.errors import Kind
-from vmsnap.journal import Event
+from vmsnap.journal.sender import Event
 from vmsnap.result import PHASES
 
 from .container import Container

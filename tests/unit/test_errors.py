@@ -8,7 +8,7 @@ import re
 import pytest
 
 from vmsnap.errors import SCRIPT, Kind, Problem, Severity
-from vmsnap.journal import Event
+from vmsnap.journal.sender import Event
 
 DESIGNED = {
     "FreezeFailed": 121,

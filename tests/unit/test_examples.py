@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vmsnap import config
-from vmsnap.provision import init
-from vmsnap.quiescers import QUIESCERS
+from vmsnap.config import app as config
+from vmsnap.provision.apply import init
+from vmsnap.provision.quiescers import QUIESCERS
 
 from .worlds import Etc, installed_quiescers
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vmsnap import arguments
-from vmsnap.caller import UNIT
-from vmsnap.notify import EXTEND
+from vmsnap.cli import arguments
+from vmsnap.service.client import UNIT
+from vmsnap.session.notify import EXTEND
 
 DIRECTORY = Path(__file__).parents[2] / "systemd"
 UNITS = sorted(path.name for path in DIRECTORY.iterdir())

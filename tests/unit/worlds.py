@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from vmsnap import checks, quiescers
+from vmsnap.config import checks
 from vmsnap.errors import Kind
-from vmsnap.storage import Plan, make_plan
+from vmsnap.freeze.plan import Plan, make_plan
+from vmsnap.provision import quiescers
 
 NOBODY = 65534
 AZURE_APP = "azure/VMSnapshotScriptPluginConfig.json"

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's mount tables as data. The lines are as proc(5) describes them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmsnap.freeze.mountinfo import Mount, every_mount, parse, unescape
+
+from ..worlds import Machine, escape, line
+
+# Any name that a path may have, as Python shows it: undecodable bytes are lone surrogates.
+NAMES = st.binary(min_size=1, max_size=30).map(
+    lambda name: name.replace(b"\0", b"x").decode("utf-8", "surrogateescape")
+)
+
+
+def one(text: str) -> Mount:
+    (mount,) = parse(text)
+    return mount
+
+
+def test_a_line_from_the_manual_is_read() -> None:
+    text = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n"
+    assert one(text) == Mount(
+        36, "98:0", "/mnt1", "/mnt2", "ext3", "/dev/root", "rw,errors=continue"
+    )
+
+
+@pytest.mark.parametrize(
+    "optional", ["", "shared:1 ", "shared:1 master:2 ", "master:2 propagate_from:3 unbindable "]
+)
+def test_any_number_of_optional_fields_is_passed_over(optional: str) -> None:
+    mount = one(line("/srv", "8:1", optional=optional, source="/dev/sda1"))
+    assert (mount.point, mount.fstype, mount.source) == ("/srv", "ext4", "/dev/sda1")
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("/a\\040b", "/a b"),
+        ("/a\\011b", "/a\tb"),
+        ("/a\\012b", "/a\nb"),
+        ("/a\\134b", "/a\\b"),
+        ("/a\\043b", "/a#b"),
+        ("/a\\134040b", "/a\\040b"),
+        ("/\\040\\040", "/  "),
+        ("/plain", "/plain"),
+        ("/a\\9b", "/a\\9b"),
+    ],
+)
+def test_octal_escapes_become_the_characters_they_stand_for(written: str, name: str) -> None:
+    assert unescape(written) == name
+
+
+@pytest.mark.parametrize("source", ["", "none", "- ext4 -", "/dev/disk/by-label/my disk", "a:/b"])
+def test_any_source_is_read_even_an_empty_one(source: str) -> None:
+    mount = one(line("/srv", "8:1", source=source))
+    assert (mount.source, mount.options) == (source, "rw")
+
+
+def test_a_mount_point_that_was_deleted_cannot_be_reached() -> None:
+    gone, there = one(line("/srv//deleted", "8:1")), one(line("/srv/deleted", "8:1"))
+    assert (gone.reachable, there.reachable) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "read_only"),
+    [("ro", True), ("ro,noatime", True), ("rw,errors=remount-ro", False), ("rw,root=ro", False)],
+)
+def test_what_counts_is_whether_the_superblock_is_read_only(options: str, read_only: bool) -> None:
+    assert one(line("/srv", "8:1", options=options)).read_only is read_only
+
+
+def test_a_read_only_mount_of_a_writable_superblock_is_not_read_only() -> None:
+    assert not one("36 35 8:1 / /srv ro - ext4 /dev/sda1 rw\n").read_only
+
+
+def test_empty_and_cut_lines_are_passed_over() -> None:
+    assert [m.point for m in parse("\n" + line("/a", "8:1") + "\n36 35 8:1")] == ["/a"]
+
+
+@given(NAMES, NAMES, NAMES)
+def test_whatever_the_kernel_escapes_is_read_back(root: str, point: str, source: str) -> None:
+    mount = one(line(f"/{point}", "8:1", source=source, root=f"/{root}"))
+    assert (mount.root, mount.point, mount.source) == (f"/{root}", f"/{point}", source)
+
+
+@given(NAMES)
+def test_unescaping_undoes_escaping(name: str) -> None:
+    assert unescape(escape(name)) == name
+
+
+# --- every namespace ---------------------------------------------------------------------------
+
+
+def test_a_name_that_is_no_utf_8_survives(machine: Machine) -> None:
+    machine.mount("/srv/\udcff\udcfe", "900:1")
+    assert [mount.point for mount in every_mount(machine.proc)] == ["/srv/\udcff\udcfe"]
+
+
+def test_what_only_another_namespace_sees_is_reached_through_one_of_its_processes(
+    machine: Machine,
+) -> None:
+    machine.mount("/", "900:1")
+    machine.process("70", "mnt:[2]")
+    machine.mount("/", "900:1", pid="70")
+    machine.mount("/data", "900:2", pid="70")
+    assert [mount.path for mount in every_mount(machine.proc)] == ["/", "/proc/70/root/data"]
+
+
+def test_each_namespace_is_read_once_through_its_oldest_process(machine: Machine) -> None:
+    for pid in ("9", "70", "800"):
+        machine.process(pid, "mnt:[2]")
+        machine.mount(f"/seen/by/{pid}", f"900:{pid}", pid=pid)
+    machine.process("10", "mnt:[1]")  # ours
+    machine.mount("/seen/twice", "900:99", pid="10")
+    assert [mount.path for mount in every_mount(machine.proc)] == ["/proc/9/root/seen/by/9"]
+
+
+def test_a_superblock_in_several_other_namespaces_is_taken_from_the_first(
+    machine: Machine,
+) -> None:
+    for pid in ("5", "6"):
+        machine.process(pid, f"mnt:[{pid}]")
+        machine.mount("/data", "900:2", pid=pid)
+    assert [mount.path for mount in every_mount(machine.proc)] == ["/proc/5/root/data"]
+
+
+def test_a_process_that_ends_meanwhile_is_passed_over(machine: Machine) -> None:
+    (machine.proc / "50").mkdir()
+    machine.process("60", "mnt:[6]")
+    (machine.proc / "60/mountinfo").unlink()
+    machine.process("70", "mnt:[7]")
+    machine.mount("/data", "900:7", pid="70")
+    assert [mount.path for mount in every_mount(machine.proc)] == ["/proc/70/root/data"]

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The list of what may be frozen, wherever thawing needs no ioctl. tests/fs thaws for real."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vmsnap.freeze.thaw import FROZEN_LIST, ListUnreadable, thaw_listed
+
+
+def write(run: Path, *filesystems: dict[str, object]) -> Path:
+    path = run / FROZEN_LIST
+    path.write_text(json.dumps({"guard": 1, "filesystems": filesystems, "rcu_expedited": ""}))
+    return path
+
+
+def test_without_a_list_there_is_nothing_to_thaw(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        thaw_listed(tmp_path, lambda _: None)
+
+
+def test_an_empty_list_is_forgotten(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert thaw_listed(tmp_path, lambda _: None)
+    assert not path.exists()
+
+
+def test_a_mount_that_cannot_be_opened_is_said_and_the_list_is_kept(tmp_path: Path) -> None:
+    told: list[str] = []
+    path = write(tmp_path, {"mount": "/no/such/mount", "st_dev": -1, "step": 1})
+    assert not thaw_listed(tmp_path, told.append)
+    assert path.exists()
+    assert "/no/such/mount" in told[0]
+
+
+def test_a_mount_point_where_something_else_is_mounted_now_is_left_alone(tmp_path: Path) -> None:
+    told: list[str] = []
+    path = write(tmp_path, {"mount": str(tmp_path), "st_dev": -1, "step": 1})
+    assert not thaw_listed(tmp_path, told.append)
+    assert path.exists()
+    assert "left alone" in told[0]
+
+
+ITEM = {"mount": "/", "st_dev": 1, "step": 1}
+UNREADABLE = {
+    "empty": "",
+    "cut": "{",
+    "a list": "[]",
+    "null": "null",
+    **{
+        words: json.dumps({"guard": 1, "rcu_expedited": "", "filesystems": filesystems})
+        for words, filesystems in {
+            "no list in it": 3,
+            "words in it": ["/"],
+            "nothing said of a filesystem": [{}],
+            "a mount that is a number": [{**ITEM, "mount": 3}],
+            "a step that is a word": [{**ITEM, "step": "x"}],
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("text", UNREADABLE.values(), ids=UNREADABLE)
+def test_a_list_that_cannot_be_read_is_an_error_that_says_what_to_do(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / FROZEN_LIST).write_text(text)
+    with pytest.raises(ListUnreadable, match="fsfreeze --unfreeze"):
+        thaw_listed(tmp_path, lambda _: None)
+    assert (tmp_path / FROZEN_LIST).exists()

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One session at a time, in a run directory that is root's alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vmsnap.session.lock import InProgress, RunDirectoryUnusable, acquire, holder, prepare
+
+from ..worlds import NOBODY
+
+SESSION = "0b6f5a0e-6f55-4b4b-8f2c-59e3b5b8f6a1"
+
+
+@pytest.fixture
+def run(trusted_dir: Path) -> Path:
+    path = trusted_dir / "run"
+    prepare(path)
+    return path
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_the_run_directory_is_made_for_root_alone_with_its_parents(
+    trusted_dir: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        prepare(trusted_dir / "a/b")
+    finally:
+        os.umask(before)
+    assert (trusted_dir / "a/b").stat().st_mode & 0o777 == 0o700
+
+
+def test_preparing_twice_is_fine(run: Path) -> None:
+    prepare(run)
+    assert run.is_dir()
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
+def test_a_run_directory_that_others_can_write_to_is_refused(run: Path, mode: int) -> None:
+    run.chmod(mode)
+    with pytest.raises(RunDirectoryUnusable, match=f"mode {mode:04o}"):
+        prepare(run)
+
+
+def test_a_run_directory_of_somebody_else_is_refused(run: Path) -> None:
+    os.chown(run, NOBODY, 0)
+    with pytest.raises(RunDirectoryUnusable, match=str(NOBODY)):
+        prepare(run)
+
+
+def test_a_run_directory_that_cannot_be_made_is_refused_by_name(trusted_dir: Path) -> None:
+    (trusted_dir / "file").write_text("")
+    for path in (trusted_dir / "file", trusted_dir / "file/run"):
+        with pytest.raises(RunDirectoryUnusable, match=str(path)):
+            prepare(path)
+
+
+def test_a_second_session_is_refused_at_once_and_hears_of_the_first(run: Path) -> None:
+    first = acquire(run, SESSION)
+    with pytest.raises(InProgress, match=SESSION):
+        acquire(run, "another")
+    os.close(first)
+
+
+def test_the_refused_session_leaves_the_name_of_the_first_in_place(run: Path) -> None:
+    first = acquire(run, SESSION)
+    with pytest.raises(InProgress):
+        acquire(run, "another")
+    words = holder(run)
+    os.close(first)
+    assert words
+    assert SESSION in words
+
+
+def test_closing_the_descriptor_gives_the_lock_back(run: Path) -> None:
+    os.close(acquire(run, SESSION))
+    os.close(acquire(run, "another"))
+
+
+def test_whoever_inherited_the_descriptor_keeps_the_lock(run: Path) -> None:
+    first = acquire(run, SESSION)
+    inherited = os.dup(first)
+    os.close(first)
+    with pytest.raises(InProgress):
+        acquire(run, "another")
+    os.close(inherited)
+    os.close(acquire(run, "another"))
+
+
+def test_the_holder_is_named_while_the_lock_is_held_and_not_after(run: Path) -> None:
+    assert holder(run) is None
+    descriptor = acquire(run, SESSION)
+    words = holder(run)
+    assert words
+    assert SESSION in words
+    assert str(os.getpid()) in words
+    os.close(descriptor)
+    assert holder(run) is None
+
+
+def test_a_shorter_name_leaves_nothing_of_a_longer_one(run: Path) -> None:
+    os.close(acquire(run, SESSION))
+    descriptor = acquire(run, "x")
+    words = holder(run)
+    os.close(descriptor)
+    assert words
+    assert words.startswith("x ")
+    assert SESSION[-12:] not in words
+
+
+def test_the_lock_is_readable_by_root_alone(run: Path) -> None:
+    os.close(acquire(run, SESSION))
+    (lock,) = run.iterdir()
+    assert lock.stat().st_mode & 0o077 == 0
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(run: Path, trusted_dir: Path) -> None:
+    (run / "lock").symlink_to(trusted_dir / "elsewhere")
+    with pytest.raises(RunDirectoryUnusable):
+        acquire(run, SESSION)
+    assert not (trusted_dir / "elsewhere").exists()

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way in: parses the command line, runs one function of take.py, show.py or configure.py, and
+translates what it raised into a message and an exit code. Only here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vmsnap.cli.arguments import FAILED, IN_PROGRESS, NOT_ROOT, OK, USAGE, parser
+from vmsnap.cli.take import COMMANDS, NoCommand, Refused
+from vmsnap.cli.terminal import complain, ensure_stdio, let_go_of_stdio, print_json
+from vmsnap.errors import Impossible
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    ensure_stdio()
+    code = OK
+    try:
+        code = command_line(argv)
+    finally:
+        if not let_go_of_stdio() and code == OK:
+            code = FAILED
+    return code
+
+
+def command_line(argv: Sequence[str] | None) -> int:
+    from vmsnap.session.lock import InProgress, RunDirectoryUnusable
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    words, rest = split_at_dashes(words)
+    arguments = parser().parse_args(join_since(words))
+    arguments.words = rest
+    for name in ("etc", "run", "state"):
+        path = os.path.abspath(getattr(arguments, name))  # noqa: PTH100 - Path keeps ".."
+        setattr(arguments, name, Path(path))
+    if rest is not None and arguments.command_name != "run":
+        arguments.parser.error("found a COMMAND after --, expected one only for `vmsnap run`")
+    dry_run = arguments.command_name == "provision" and arguments.dry_run
+    harmless = arguments.command_name == "plan" or dry_run
+    if os.geteuid() != 0 and not harmless:
+        complain(
+            f"vmsnap {arguments.command_name}: found uid {os.geteuid()}, expected root; use sudo"
+        )
+        return NOT_ROOT
+    try:
+        return COMMANDS[arguments.command_name](arguments)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        return OK
+    except InProgress as e:
+        return refuse(arguments, "SESSION_IN_PROGRESS", str(e), IN_PROGRESS)
+    except RunDirectoryUnusable as e:
+        return refuse(arguments, "INCORRECT_SETTINGS", str(e), FAILED)
+    except Refused as e:
+        return refuse(arguments, e.kind_name, str(e), FAILED)
+    except NoCommand as e:
+        complain(f"vmsnap {arguments.command_name}: {e}")
+        return USAGE
+    except Impossible as e:
+        complain(f"vmsnap {arguments.command_name}: {e}")
+    except OSError as e:
+        where = f"{e.filename}: " if e.filename else ""
+        complain(f"vmsnap {arguments.command_name}: {where}{e.strerror}")
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    return FAILED
+
+
+def split_at_dashes(words: list[str]) -> tuple[list[str], list[str] | None]:
+    if "--" not in words:
+        return words, None
+    index = words.index("--")
+    return words[:index], words[index + 1 :]
+
+
+def join_since(words: list[str]) -> list[str]:
+    """`--since -1h` is good for journalctl, but argparse takes -1h for an option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--since" and word.startswith("-"):
+            joined[-1] = f"--since={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def refuse(arguments: argparse.Namespace, kind_name: str, message: str, code: int) -> int:
+    """Report an error for which no session was begun."""
+    from vmsnap.errors import Failure, Kind
+    from vmsnap.result import refused
+
+    kind = Kind[kind_name]
+    if arguments.json and arguments.command_name in ("run", "freeze", "thaw"):
+        print_json(refused(Failure(kind, "check", "", message)).to_json())
+    complain(
+        f"vmsnap {arguments.command_name}: {kind.label} ({kind.code}): {message}\n{kind.action}"
+    )
+    return code

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One function for each command that only looks: what is configured, in progress, or past."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from vmsnap.cli.arguments import FAILED, OK
+from vmsnap.cli.terminal import colourful, complain, is_journal, print_json
+
+IN_ORDER = "everything is in order"
+
+
+def check_command(arguments: argparse.Namespace) -> int:
+    from vmsnap.config import checks
+    from vmsnap.config.watch import watch
+    from vmsnap.freeze.plan import make_plan
+    from vmsnap.journal.sender import tell_problems
+    from vmsnap.platforms import detect, diagnose, integrate
+    from vmsnap.provision import status
+    from vmsnap.report import text as report
+    from vmsnap.session.notify import Manager
+
+    # Before anything is checked, so that no change is missed in between.
+    unwatched = watch(checks.inspect(arguments.etc)) if arguments.watch else []
+    found = checks.inspect(arguments.etc)
+    found.problems += unwatched
+    settings = found.settings
+    plan = make_plan(arguments.only or settings.only, (*arguments.exclude, *settings.exclude))
+    if all(app.freeze for app in found.apps):
+        checks.inspect_filesystems(found, plan, arguments.run)
+    checks.inspect_remains(found, arguments.run)
+    if arguments.etc == Path("/etc"):  # the agents know no other
+        diagnose.inspect(found, arguments.state)
+    failed = status.failed(arguments.state, arguments.run)
+    if failed:
+        found.problems.append(status.problem(failed, status.in_words(failed)))
+    ok = not found.errors
+    if arguments.json:
+        print_json({"ok": ok, "problems": [problem.to_json() for problem in found.problems]})
+    else:
+        paint = report.Paint(colourful(sys.stdout))
+        if is_journal(1):
+            tell_problems(found.problems)
+        elif found.problems:
+            print(report.problem_list(found.problems, paint))
+        names = ", ".join(app.name for app in found.runnable) or "none"
+        platform = f"{detect.distribution()} on {detect.hypervisor() or 'unknown hardware'}"
+        print(f"host: {platform}")
+        print(f"connected agents: {', '.join(integrate.recorded(arguments.state)) or 'none'}")
+        print(f"apps that would run: {names}")
+        print(f"filesystems that would be frozen: {len(plan.acted_on)} (`vmsnap plan`)")
+        print(paint(IN_ORDER, "success") if ok else paint("not in order", "failed"))
+    Manager().tell(f"STATUS={IN_ORDER if ok else report.problem_line(found.errors[0])}")
+    return OK if ok else FAILED
+
+
+def plan_command(arguments: argparse.Namespace) -> int:
+    from vmsnap.config import checks
+    from vmsnap.freeze.plan import make_plan
+    from vmsnap.report import text as report
+
+    only, exclude = arguments.only, arguments.exclude
+    if os.geteuid() == 0:
+        settings = checks.inspect(arguments.etc).settings
+        only, exclude = only or settings.only, (*exclude, *settings.exclude)
+    else:
+        complain(
+            "vmsnap plan: not root, so without the settings and without other mount namespaces"
+        )
+    plan = make_plan(only, exclude)
+    if arguments.json:
+        print_json([entry.to_json() for entry in plan.entries])
+    else:
+        print(report.plan_table(plan))
+    return FAILED if plan.unmatched else OK
+
+
+def status_command(arguments: argparse.Namespace) -> int:
+    from vmsnap import progress
+    from vmsnap.freeze.thaw import FROZEN_LIST
+    from vmsnap.provision import status
+    from vmsnap.report import text as report
+    from vmsnap.service import client
+    from vmsnap.session import lock
+
+    holder = lock.holder(arguments.run)
+    now = progress.read(arguments.run)
+    paint = report.Paint(colourful(sys.stdout))
+    last = client.last_result(arguments.run, arguments.state)
+    provisioning = status.recorded(arguments.state)
+    failed = status.failed(arguments.state, arguments.run)
+    if arguments.json:
+        print_json(
+            {
+                "provisioning": provisioning.to_json() if provisioning else None,
+                "in_progress": now.to_json() if now and holder else None,
+                "lost": now.to_json() if now and not holder else None,
+                "last": last.to_json() if last else None,
+            }
+        )
+    elif now and holder:
+        print(report.in_progress(now))
+    elif holder:
+        print(f"In progress: {'' if holder.startswith('vmsnap ') else 'session '}{holder}")
+    elif now:
+        print(report.lost(now, (arguments.run / FROZEN_LIST).exists(), paint))
+    elif last:
+        print(f"{report.summary(last, paint)}\n\n{report.timeline(last)}")
+    else:
+        print("No session yet.")
+    if failed and not arguments.json:
+        print(paint(status.in_words(failed), "failed"))
+    return OK if not failed and (holder or not (now or (last and not last.ok))) else FAILED
+
+
+def history_command(arguments: argparse.Namespace) -> int:
+    from vmsnap.report import history
+    from vmsnap.report import text as report
+
+    sessions = history.history(arguments.since)
+    if arguments.json:
+        print_json([result.to_json() for result in sessions])
+    else:
+        print(report.history_table(sessions, report.Paint(colourful(sys.stdout))))
+    return OK
+
+
+def plot_command(arguments: argparse.Namespace) -> int:
+    from vmsnap.report import history, plot
+    from vmsnap.service import client
+
+    last = client.last_result(arguments.run, arguments.state)
+    known = history.find(arguments.session, history.history())
+    if last and last.session.startswith(arguments.session) and last not in known:
+        known.append(last)
+    if len(known) != 1:
+        found = (
+            f"{len(known)} sessions whose UUID begins" if known else "no session whose UUID begins"
+        )
+        complain(
+            f"vmsnap plot: found {found} with {arguments.session!r}, expected one; "
+            "`vmsnap history` shows them"
+        )
+        return FAILED
+    if arguments.json:
+        print_json(known[0].to_json())
+    else:
+        print(plot.svg(known[0]))
+    return OK

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One function for each command that does something: it calls and prints. No error is handled here,
+those that only look are in show.py, and those that write the configuration in configure.py."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmsnap.cli import configure
+from vmsnap.cli import show as queries
+from vmsnap.cli.arguments import FAILED, OK
+from vmsnap.cli.terminal import (
+    colourful,
+    complain,
+    is_journal,
+    print_json,
+    show_phase,
+    whoever_reads,
+)
+
+if TYPE_CHECKING:
+    from vmsnap.result import Result
+    from vmsnap.session.session import Options
+
+
+class Refused(Exception):
+    """No session was begun, for a reason of the catalogue."""
+
+    def __init__(self, kind_name: str, message: str) -> None:
+        super().__init__(message)
+        self.kind_name = kind_name
+
+
+class NoCommand(Exception):
+    """Nobody said how to take the snapshot."""
+
+
+def options_of(arguments: argparse.Namespace, command: tuple[str, ...] = ()) -> Options:
+    from vmsnap.session.session import Options
+
+    return Options(
+        command=command,
+        etc=arguments.etc,
+        run=arguments.run,
+        state=arguments.state,
+        hold=arguments.hold,
+        require=arguments.require,
+        only=tuple(arguments.only),
+        exclude=tuple(arguments.exclude),
+        fsfreeze=not arguments.no_fsfreeze,
+    )
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    from vmsnap.report import text as report
+    from vmsnap.result import new_session_id
+    from vmsnap.session import lock
+    from vmsnap.session.notify import Manager, verdict
+    from vmsnap.session.recovery import conclude
+    from vmsnap.session.run import Run
+    from vmsnap.system.waiter import Waiter
+
+    if arguments.words == []:
+        arguments.parser.error("found no COMMAND after --, expected one")
+    options = options_of(arguments, tuple(arguments.words or configured_command(arguments)))
+    lock.prepare(options.run)
+    session = new_session_id()
+    descriptor = lock.acquire(options.run, session)
+    waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    manager = Manager()
+    conclude(options.run, options.state, descriptor, waiter, manager)
+    taking = Run(options, descriptor, waiter, show_phase(), session)
+    manager.follow(taking)
+    result = taking.take()
+    manager.tell(f"STATUS={verdict(result)}")
+    with whoever_reads():
+        if taking.command:
+            taking.command.pass_on(to_stderr=arguments.json)
+        if arguments.json:
+            print_json(result.to_json())
+        elif not is_journal(2):  # which knows it all already
+            paint = report.Paint(colourful(sys.stderr))
+            complain(f"{report.summary(result, paint)}\n\n{report.timeline(result)}")
+    return OK if result.ok else FAILED
+
+
+def configured_command(arguments: argparse.Namespace) -> tuple[str, ...]:
+    from vmsnap.config import checks
+
+    found = checks.Inspection()
+    checks.inspect_settings(found, arguments.etc)
+    if found.errors:
+        raise Refused("INCORRECT_SETTINGS", found.errors[0].message)
+    if not found.settings.command:
+        raise NoCommand(
+            "found no COMMAND after -- and no command= under [snapshot] in "
+            f"{arguments.etc}/vmsnap/vmsnap.conf, expected one of them"
+        )
+    return found.settings.command
+
+
+def freeze_command(arguments: argparse.Namespace) -> int:
+    from vmsnap.progress import Progress
+    from vmsnap.report import text as report
+    from vmsnap.service import client
+
+    insist_on_run_directory(arguments)
+    show = show_phase()
+    show("begin")
+    try:
+        began = client.freeze(options_of(arguments))
+    except KeyboardInterrupt:
+        show("")
+        complain("vmsnap freeze: interrupted; the session has been ended")
+        raise
+    finally:
+        show("")
+    if not isinstance(began, Progress):  # however it ended, it does not hold
+        finish(arguments, began)
+        return FAILED
+    with whoever_reads():
+        if arguments.json:
+            print_json({**began.to_json(), "outcome": "held"})
+        else:
+            print(report.held(began, report.Paint(colourful(sys.stdout))))
+    return OK
+
+
+def thaw_command(arguments: argparse.Namespace) -> int:
+    from vmsnap.service import client
+
+    if arguments.session == "" or (arguments.session and arguments.force):
+        arguments.parser.error("found an empty SESSION, or one with --force, expected neither")
+    if arguments.force:
+        return force_thaw(arguments)
+    insist_on_run_directory(arguments)
+    show = show_phase()
+    show("end")
+    try:
+        wanted = arguments.session or ""
+        result = client.thaw(arguments.run, arguments.state, wanted, arguments.failed)
+    except client.NoSession as e:
+        if e.last is None or e.last.ok:
+            raise Refused("NO_SESSION", str(e)) from None
+        show("")
+        complain(f"vmsnap thaw: {e}; this is the last one:")
+        result = e.last
+    finally:
+        show("")
+    return finish(arguments, result)
+
+
+def finish(arguments: argparse.Namespace, result: Result) -> int:
+    """Print a result, for whoever asked for the session."""
+    from vmsnap.report import text as report
+
+    with whoever_reads():
+        if arguments.json:
+            print_json(result.to_json())
+        elif result.ok:
+            print(report.summary(result, report.Paint(colourful(sys.stdout))))
+        else:
+            complain(report.summary(result, report.Paint(colourful(sys.stderr))))
+    return OK if result.ok else FAILED
+
+
+def insist_on_run_directory(arguments: argparse.Namespace) -> None:
+    if arguments.run != Path("/run/vmsnap"):
+        arguments.parser.error(
+            f"found --run {arguments.run}, expected /run/vmsnap, which vmsnap-session.service uses"
+        )
+
+
+def session_command(arguments: argparse.Namespace) -> int:
+    from vmsnap.service import main as unit
+    from vmsnap.session import recovery
+
+    if arguments.stopped and "INVOCATION_ID" not in os.environ:
+        arguments.parser.error("this is ExecStopPost= of a unit; there is `vmsnap thaw --force`")
+    if arguments.stopped:
+        return OK if recovery.stopped(arguments.run, arguments.state) else FAILED
+    if "VMSNAP_UNIT" not in os.environ:
+        arguments.parser.error("this is vmsnap-session.service; begin a session: `vmsnap freeze`")
+    return OK if unit.serve(arguments.run).ok else FAILED
+
+
+def hook_command(arguments: argparse.Namespace) -> int:
+    from vmsnap.journal.sender import Event, Journal, Priority
+    from vmsnap.platforms import hook
+    from vmsnap.report import text as report
+    from vmsnap.session.session import Options
+
+    agent = hook.AGENTS[arguments.agent]
+    if arguments.event not in agent.events:
+        known = ", ".join(agent.events)
+        arguments.parser.error(f"found the event {arguments.event!r}, expected one of {known}")
+    insist_on_run_directory(arguments)
+    ending, result = hook.call(
+        arguments.agent,
+        arguments.event,
+        tuple(arguments.rest),
+        Options(etc=arguments.etc, run=arguments.run, state=arguments.state),
+        arguments.within,
+    )
+    done = ending is hook.Ending.DONE
+    told = f"agent {arguments.agent} has said {arguments.event}: {ending.value}"
+    priority = Priority.INFO if done else Priority.WARNING
+    Journal().send(told, Event.NOTE.value, priority)  # few agents keep what we print
+    with whoever_reads():
+        if arguments.json:
+            print_json({"ending": ending.name, "result": result.to_json() if result else None})
+        else:
+            words = "" if result is None else report.summary(result, report.Paint(False))
+            complain(f"{told}\n{words}".rstrip())
+    return agent.codes.get(ending, OK if done else FAILED)
+
+
+def force_thaw(arguments: argparse.Namespace) -> int:
+    from vmsnap.session import lock
+    from vmsnap.session.recovery import conclude, thaw_by_force
+    from vmsnap.system.waiter import Waiter
+
+    told: list[str] = []
+    holder = lock.holder(arguments.run)
+    if holder:
+        told.append(f"session {holder} is in progress; what it has frozen is thawed all the same")
+    good, words = thaw_by_force(arguments.run, forget=not holder)
+    told += words
+    if arguments.run.exists():
+        with contextlib.suppress(lock.InProgress):  # its supervisors run the post-scripts
+            descriptor = lock.acquire(arguments.run, "of `vmsnap thaw --force`")
+            lost = conclude(arguments.run, arguments.state, descriptor, Waiter(()))
+            if lost:
+                told.append(f"session {lost.session} was killed; it has ended as failed")
+                resumed = [app.name for app in lost.apps if app.post]
+                told += [f"post-script of {name}: has run" for name in resumed]
+    with whoever_reads():
+        if arguments.json:
+            print_json({"ok": good, "messages": told})
+        else:
+            print("\n".join(told))
+    return OK if good else FAILED
+
+
+COMMANDS = {
+    "run": run_command,
+    "freeze": freeze_command,
+    "thaw": thaw_command,
+    "hook": hook_command,
+    "integrate": configure.integrate_command,
+    "check": queries.check_command,
+    "plan": queries.plan_command,
+    "init": configure.init_command,
+    "provision": configure.provision_command,
+    "status": queries.status_command,
+    "history": queries.history_command,
+    "plot": queries.plot_command,
+    "session": session_command,
+}

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the configuration on this machine amounts to: apps that may run, and a list of problems.
+
+`vmsnap check` prints the problems; a session starts from the same list. Nothing here has effects.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vmsnap.config import app as config
+from vmsnap.config.app import App, Incorrect, Script, Settings
+from vmsnap.errors import SCRIPT, Kind, Problem, Severity
+from vmsnap.freeze.filesystem import open_plan
+from vmsnap.freeze.plan import Plan
+from vmsnap.freeze.thaw import FROZEN_LIST
+from vmsnap.session.lock import holder
+from vmsnap.system.trusted import Unreadable, Untrusted, open_trusted, read_text
+
+# How Azure's extension calls us (platforms/agent.py). An app of Azure's file that is these is none.
+AZURE_HOOKS = {"pre": "/etc/vmsnap/azure/pre", "post": "/etc/vmsnap/azure/post"}
+APP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass
+class Inspection:
+    """The configuration as found: every app whose file could be read, and what is wrong."""
+
+    settings: Settings = field(default_factory=Settings)
+    apps: list[App] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[Problem]:
+        return [p for p in self.problems if p.severity is Severity.ERROR]
+
+    @property
+    def runnable(self) -> list[App]:
+        """The apps whose scripts may run."""
+        disabled = {problem.subject for problem in self.errors}
+        return [app for app in self.apps if app.name not in disabled]
+
+    @property
+    def apps_meant(self) -> bool:
+        """Whether anybody configured an app, be it wrongly."""
+        return bool(self.apps or self.errors)
+
+    @property
+    def settings_usable(self) -> bool:
+        return not any(p.kind is Kind.INCORRECT_SETTINGS for p in self.errors)
+
+    def error(self, kind: Kind, path: str, message: str, subject: str = "") -> None:
+        self.problems.append(Problem(Severity.ERROR, kind, path, message, subject))
+
+    def warn(self, kind: Kind, path: str, message: str) -> None:
+        self.problems.append(Problem(Severity.WARNING, kind, path, message))
+
+
+def inspect(etc: Path) -> Inspection:
+    """Read and check everything below `etc`, usually /etc."""
+    found = Inspection()
+    inspect_settings(found, etc)
+    inspect_apps(found, etc)
+    return found
+
+
+# --- settings ----------------------------------------------------------------------------------
+
+
+def inspect_settings(found: Inspection, etc: Path) -> None:
+    values: dict[str, Any] = {}
+    kind = Kind.INCORRECT_SETTINGS
+    vmbackup = etc / "azure/vmbackup.conf"
+    # Azure never asked for a mode here, so being readable is no error; being writable is.
+    text = read(found, kind, vmbackup, forbidden=0o022)
+    if text is not None:
+        attempt(found, kind, vmbackup, lambda: config.parse_vmbackup(text, str(vmbackup), values))
+    main = etc / "vmsnap/vmsnap.conf"
+    for path in [main, *directory(found, kind, etc / "vmsnap/vmsnap.conf.d", ".conf")]:
+        content = read(found, kind, path)
+        if content is not None:
+            parse = partial(config.parse_settings, content, str(path), values)
+            for warning in attempt(found, kind, path, parse) or ():
+                found.warn(kind, str(path), warning)
+    found.settings = Settings(**values)
+
+
+# --- apps --------------------------------------------------------------------------------------
+
+
+def inspect_apps(found: Inspection, etc: Path) -> None:
+    seen: set[tuple[int, int]] = set()
+    cap, azure = azure_apps(found, etc)
+    for path in directory(found, Kind.INCORRECT_JSON_CONFIG_FILE, etc / "vmsnap/apps.d", ".json"):
+        inspect_app(found, path, path.stem, cap, seen)
+    for path in azure:
+        name = "azure" if path.name == "VMSnapshotScriptPluginConfig.json" else path.stem
+        inspect_app(found, path, name, cap, seen)
+
+
+def azure_apps(found: Inspection, etc: Path) -> tuple[float, list[Path]]:
+    """The longest that any script may take in seconds, and the app files of Azure's framework."""
+    host = etc / "azure/VMSnapshotPluginHost.conf"
+    if os.path.lexists(host):
+        text = read(found, Kind.INCORRECT_PLUGINHOST_FILE, host)
+        parsed = (
+            None
+            if text is None
+            else attempt(
+                found,
+                Kind.INCORRECT_PLUGINHOST_FILE,
+                host,
+                lambda: config.parse_plugin_host(text, str(host)),
+            )
+        )
+        if parsed is None:
+            return config.LONGEST_SCRIPT, []
+        cap, paths = parsed
+        for missing in [path for path in paths if not os.path.lexists(path)]:
+            found.error(
+                Kind.INCORRECT_PLUGINHOST_FILE,
+                str(host),
+                f"{host}: found {missing!r} as a pluginConfigPath, expected a file that exists",
+            )
+        return cap, [Path(path) for path in paths if os.path.lexists(path)]
+    default = etc / "azure/VMSnapshotScriptPluginConfig.json"
+    return config.LONGEST_SCRIPT, [default] if os.path.lexists(default) else []
+
+
+def inspect_app(
+    found: Inspection, path: Path, name: str, cap: float, seen: set[tuple[int, int]]
+) -> None:
+    kind = Kind.INCORRECT_JSON_CONFIG_FILE
+    text = read(found, kind, path)
+    if text is None:
+        return
+    try:
+        status = path.stat()
+    except OSError:  # removed since it was read
+        return
+    if (status.st_dev, status.st_ino) in seen:
+        found.warn(
+            kind,
+            str(path),
+            f"{path}: found a file that another name has already led to; its app runs once",
+        )
+        return
+    seen.add((status.st_dev, status.st_ino))
+    parsed = attempt(found, kind, path, lambda: config.parse_app(text, str(path), name))
+    if parsed is None:
+        return
+    app, warnings = parsed
+    if app.pre and app.pre.path == AZURE_HOOKS["pre"]:
+        return
+    for warning in warnings:
+        found.warn(kind, str(path), warning)
+    if not APP_NAME.fullmatch(app.name):
+        found.error(
+            kind,
+            str(path),
+            f"{path}: found the app name {app.name!r}, expected {config.PLAIN_WORD}; "
+            "set appName or rename the file",
+        )
+        return
+    if app.name in {other.name for other in found.apps}:
+        other = next(other for other in found.apps if other.name == app.name)
+        found.error(
+            kind,
+            str(path),
+            f"{path}: found the app name {app.name!r}, which {other.config} "
+            "has already; expected one that is not taken",
+        )
+        return
+    app = replace(
+        app,
+        pre=inspect_script(found, app, "pre", app.pre, cap),
+        post=inspect_script(found, app, "post", app.post, cap),
+    )
+    if app.pre is None and app.post is None:
+        found.error(
+            Kind.PRE_SCRIPT_NOT_FOUND,
+            str(path),
+            f"{path}: found neither 'preScriptLocation' nor 'postScriptLocation', expected one",
+            app.name,
+        )
+    found.apps.append(app)
+
+
+def inspect_script(
+    found: Inspection, app: App, phase: str, script: Script | None, cap: float
+) -> Script | None:
+    """Check one script and pin its identity."""
+    if script is None:
+        return None
+    kinds = SCRIPT[phase]
+    path = script.path
+
+    def error(kind: Kind, message: str) -> None:
+        found.error(kind, path, f"{message} (app {app.name!r}, {phase}-script)", app.name)
+
+    script = replace(script, budget=min(script.budget, cap))
+    try:
+        fd = open_trusted(script.path, 0o7077)
+    except Untrusted as e:
+        error(kinds.untrusted, str(e))
+        return script
+    except Unreadable as e:
+        error(kinds.not_found, str(e))
+        return script
+    except OSError as e:
+        error(kinds.not_found, f"{script.path}: {e.strerror}")
+        return script
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    if not status.st_mode & stat.S_IXUSR:
+        error(
+            kinds.untrusted,
+            f"{script.path}: found mode {stat.S_IMODE(status.st_mode):04o}, expected 0700: "
+            "executable by its owner",
+        )
+    return replace(script, identity=(status.st_dev, status.st_ino))
+
+
+# --- filesystems -------------------------------------------------------------------------------
+
+
+def inspect_filesystems(found: Inspection, plan: Plan, run: Path) -> None:
+    """Check that everything in the plan could be frozen, by opening it and closing it again."""
+    pinned, failures = open_plan(plan, run)
+    for filesystem in pinned:
+        os.close(filesystem.fd)
+    for pattern in plan.idle:
+        found.warn(
+            Kind.FREEZE_FAILED, pattern, f"{pattern}: nothing is mounted there to be excluded"
+        )
+    for failure in failures:
+        found.error(failure.kind, failure.subject, failure.message)
+
+
+def inspect_remains(found: Inspection, run: Path) -> None:
+    """Check that no session was killed and left filesystems frozen."""
+    listed = run / FROZEN_LIST
+    if listed.exists() and not holder(run):
+        message = f"{listed}: found a list of filesystems that a killed session has left frozen"
+        found.error(Kind.THAW_FAILED, str(listed), message)
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def directory(found: Inspection, kind: Kind, path: Path, suffix: str) -> Iterator[Path]:
+    """The files of a drop-in directory in the order of their names; none if it does not exist."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(path))
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        found.error(kind, str(path), f"{path}: {e.strerror}; expected a directory")
+        return
+    for name in names:
+        if name.endswith(suffix) and not name.startswith("."):
+            yield path / name
+
+
+def read(found: Inspection, kind: Kind, path: Path, forbidden: int = 0o7177) -> str | None:
+    """The text of a file; None if there is none, or if a problem has been noted."""
+    if not os.path.lexists(path):
+        return None
+    text: str | None = attempt(found, kind, path, lambda: read_text(path, forbidden))
+    return text
+
+
+def attempt(found: Inspection, kind: Kind, path: Path, step: Callable[[], Any]) -> Any:
+    """Do one step of reading a file. If it cannot be done, note the problem and return None."""
+    try:
+        return step()
+    except (Untrusted, Unreadable, Incorrect) as e:
+        found.error(kind, str(path), str(e))
+    except OSError as e:
+        found.error(kind, str(path), f"{path}: {e.strerror}; expected a file that root can read")
+    return None

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Having systemd look again when a script changes: `vmsnap check --watch`.
+
+vmsnap-check.path watches the directories of the configuration. Those that only the configuration
+knows, of the scripts and of apps that a plugin host file names, each get an instance of
+vmsnap-check@.path.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vmsnap.config.checks import Inspection
+from vmsnap.errors import Kind, Problem, Severity
+from vmsnap.system.process import output_of
+
+
+def watch(found: Inspection) -> list[Problem]:
+    """Watch the directories of all scripts and of all apps. Return warnings of those that systemd
+    does not watch."""
+    scripts = [script for app in found.apps for script in (app.pre, app.post) if script]
+    files = {
+        *(script.path for script in scripts),
+        *(app.config for app in found.apps),
+        *(p.path for p in found.problems if p.kind is Kind.INCORRECT_JSON_CONFIG_FILE),
+    }
+    directories = sorted({os.path.normpath(Path(file).parent) for file in files})
+    return [problem for directory in directories for problem in watch_directory(directory)]
+
+
+def watch_directory(directory: str) -> Iterator[Problem]:
+    try:
+        code, unit, error = output_of(
+            ["systemd-escape", "--path", "--template=vmsnap-check@.path", "--", directory]
+        )
+        if not code:
+            code, _, error = output_of(["systemctl", "start", "--", unit.strip()])
+    except OSError as e:
+        code, error = 1, f"{e.filename}: {e.strerror}"
+    if code:
+        message = f"{directory}: systemd does not watch it: {' '.join(error.split())}"
+        yield Problem(Severity.WARNING, Kind.INCORRECT_SETTINGS, directory, message)

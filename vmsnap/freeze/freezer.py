@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's side of a freeze: opens the filesystems, starts the guard (guard.py), talks to it.
+
+Who thaws: the guard, at a word, at its deadlines and at the engine's death. If the guard is lost,
+killed or without an answer, the engine thaws with its own descriptors. If both are killed a
+supervisor does, by the list in the run directory, and after it `vmsnap thaw --force`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+from vmsnap.errors import Failure, Kind
+from vmsnap.freeze.failures import freeze_failures, guard_failures, thaw_failures
+from vmsnap.freeze.filesystem import Filesystem, open_plan
+from vmsnap.freeze.plan import Action, Plan
+from vmsnap.freeze.thaw import FROZEN_LIST, STEP_PATIENCE, rcu_expedited, restore_rcu, thaw_all
+from vmsnap.result import FilesystemResult
+from vmsnap.system.files import write_atomically
+from vmsnap.system.process import in_child, spawn
+from vmsnap.system.waiter import Waiter
+
+F_SETPIPE_SZ = 1031  # linux/fcntl.h
+PIPE_BYTES = 1 << 20
+ANSWER = 2.0  # seconds within which a guard that lives answers
+START = 15.0  # seconds for the guard to start
+
+# Opened with the program, since the two must fit together: an upgrade may exchange the file, or a
+# removal take it away, while pre-scripts run.
+GUARD = os.open(Path(__file__).with_name("guard.py"), os.O_RDONLY | os.O_CLOEXEC)
+
+
+class Freezer:
+    """One freeze, from opening to thaw. Every method may be called whatever state the guard is
+    in."""
+
+    def __init__(
+        self, run: Path, session: str, timeout: float, hold: float, waiter: Waiter
+    ) -> None:
+        self.filesystems: list[Filesystem] = []
+        self.held_at: float | None = None
+        self.thawing_at: float | None = None
+        self.cause = ""  # why the guard thawed
+        self.lost = ""  # why the guard is no longer counted on
+        self.unlocked = 0  # errno, if the guard could not lock its memory
+        self._run, self._session = run, session
+        self._timeout, self._hold, self._waiter = timeout, hold, waiter
+        self._by_fd: dict[int, Filesystem] = {}
+        self._said: set[str] = set()
+        self._buffer = b""
+        self._pid = 0
+        self._lock = -1
+        self._rcu_expedited = rcu_expedited()
+        self._commands = self._answers = self._stderr = -1
+
+    # --- before the freeze ---
+
+    def open(self, plan: Plan) -> list[Failure]:
+        """Pin all filesystems of the plan. Nothing may be frozen if anything is wrong."""
+        self.filesystems, failures = open_plan(plan, self._run)
+        self._by_fd = {filesystem.fd: filesystem for filesystem in self.filesystems}
+        return failures
+
+    def start(self, lock: int) -> list[Failure]:
+        """Start the guard. It shares the session's lock."""
+        self._lock = lock
+        guard_in, self._commands = os.pipe()
+        self._answers, guard_out = os.pipe()
+        with contextlib.suppress(OSError):  # else the default, enough for a thousand filesystems
+            fcntl.fcntl(self._answers, F_SETPIPE_SZ, PIPE_BYTES)
+        os.set_blocking(self._answers, False)
+        # What the guard may say when it breaks must not need a filesystem.
+        self._stderr = os.memfd_create("vmsnap-guard-stderr", 0)
+        argv = [sys.executable, "-ISB", f"/proc/self/fd/{GUARD}"]
+        argv += [str(self._timeout), str(self._hold), str(self._run / FROZEN_LIST)]
+        argv += [f"{f.fd}:{f.step}:{f.entry.action.value}" for f in self.filesystems]
+        try:
+            self._pid = spawn(
+                argv,
+                {"PATH": os.defpath, "LC_ALL": "C"},
+                stdin=guard_in,
+                stdout=guard_out,
+                stderr=self._stderr,
+                inherit=[GUARD, lock, *self._by_fd],
+            )
+        except OSError as e:
+            self.lost = f"cannot start the guard: {e.strerror}"
+        finally:
+            os.close(guard_in)
+            os.close(guard_out)
+        self._await("ready", START)
+        return list(guard_failures("", self.lost, self._hold))
+
+    def _write_list(self) -> list[Failure]:
+        """Write down what may be frozen, for those who come after us."""
+        listed = {
+            "session": self._session,
+            "invocation": os.environ.get("INVOCATION_ID", ""),
+            "guard": self._pid,
+            "rcu_expedited": self._rcu_expedited,
+            "filesystems": [
+                {"mount": f.entry.mount, "st_dev": os.fstat(f.fd).st_dev, "step": f.step}
+                for f in self.filesystems
+                if f.entry.action is Action.FREEZE
+            ],
+        }
+        try:
+            write_atomically(self._run / FROZEN_LIST, json.dumps(listed).encode(), 0o600)
+        except OSError as e:
+            message = f"cannot write the list of what may be frozen into {self._run}: {e.strerror}"
+            return [Failure(Kind.FREEZE_FAILED, "freeze", str(self._run), message)]
+        return []
+
+    # --- the freeze ---
+
+    def presync(self) -> None:
+        self._command("presync")
+        self._await("presynced", self._timeout + ANSWER)
+
+    def freeze(self) -> list[Failure]:
+        """Freeze all. If anything fails, everything is thawed again when this returns."""
+        failures = self._write_list()
+        if failures:
+            return failures
+        self._command("freeze")
+        self._await("held", self._timeout + ANSWER)
+        if self.held_at is not None:
+            return []
+        if self.lost or self._waiter.interrupted:
+            failures = self.thaw()
+        else:
+            self._await("done", self._patience())
+            failures = [
+                *freeze_failures(self.filesystems, self.cause, self._timeout),
+                *self._what_went_wrong(),
+            ]
+        if not failures:
+            reason = f"the guard gave up: {self.cause or 'it was interrupted'}"
+            failures = [Failure(Kind.FREEZE_FAILED, "freeze", "", reason)]
+        return failures
+
+    # --- the hold ---
+
+    @property
+    def holding(self) -> bool:
+        return self.held_at is not None and not self.cause and not self.lost
+
+    def fds(self) -> list[int]:
+        """What to wait for during the hold, before hear_or_replace()."""
+        return [self._answers] if self.holding else []
+
+    def deadline(self) -> float:
+        """When the guard must have thawed by itself, at the latest."""
+        return (self.held_at or 0.0) + self._hold + ANSWER
+
+    def overdue(self) -> None:
+        self.cause = "expired"
+        self._lose(f"the guard did not thaw after {self._hold:g} s")
+
+    def hear_or_replace(self) -> None:
+        """hear(), and do what the guard has failed to do by the deadline."""
+        if self.holding:
+            self.hear()
+            if self.holding and time.monotonic() >= self.deadline():
+                self.overdue()
+
+    def hear(self) -> None:
+        """Take in what the guard says. When it is gone, thaw in its place."""
+        while True:
+            try:
+                data = os.read(self._answers, 65536)
+            except BlockingIOError:
+                return
+            if not data:
+                if "done" not in self._said:
+                    self._lose(f"the guard died{self._last_words()}")
+                return
+            *lines, self._buffer = (self._buffer + data).split(b"\n")
+            for line in lines:
+                self._note(*line.decode().split(" "))
+
+    def _note(self, event: str, fd: str, at: str, value: str) -> None:
+        self._said.add(event)
+        now, f = float(at), self._by_fd.get(int(fd))
+        if event == "held":
+            self.held_at = now
+        elif event == "thawing":
+            self.cause, self.thawing_at = value, now
+        elif event == "ready":
+            self.unlocked = int(value)
+        elif f is None:
+            pass
+        elif event == "freezing":
+            f.freezing_at = now
+        elif event == "frozen":
+            f.frozen_at, f.error = (None, int(value)) if int(value) else (now, 0)
+        elif event == "synced":
+            f.freezing_at, f.synced_at, f.error = None, now, int(value)
+        elif event == "thawed":
+            f.thaw_error = int(value)
+            f.thawed_at = now if f.thaw_error in (0, errno.EINVAL) else None
+
+    # --- the thaw ---
+
+    def thaw(self) -> list[Failure]:
+        """Thaw what is frozen; return everything that went wrong since the hold began."""
+        if not self.thawing_at and not self.lost:
+            self._command("thaw")
+            self._await("thawing", ANSWER)
+        self._await("done", self._patience())
+        return self._what_went_wrong()
+
+    def _what_went_wrong(self) -> list[Failure]:
+        return [
+            *thaw_failures(self.filesystems, self.lost),
+            *guard_failures(self.cause, self.lost, self._hold),
+        ]
+
+    def _lose(self, why: str) -> None:
+        """The guard is not to be counted on any more: thaw with our own descriptors."""
+        if self.lost:
+            return
+        self.lost = why
+        self._thaw_ourselves()
+        restore_rcu(self._rcu_expedited)
+        if not any(f.maybe_frozen for f in self.filesystems):
+            with contextlib.suppress(OSError):
+                (self._run / FROZEN_LIST).unlink()
+
+    def _thaw_ourselves(self) -> None:
+        """Thaw in a child, since a FITHAW that never returns would keep its process from ending.
+
+        A FIFREEZE that a lost guard is still inside of may yet succeed. All descriptors of the
+        guard close, and with them its pipe, when its last call has returned; the child waits for
+        that and thaws once more.
+        """
+        self.thawing_at = self.thawing_at or time.monotonic()
+        frozen = [f for f in self.filesystems if f.maybe_frozen]
+        if not frozen:
+            return
+
+        def thaw(told: int) -> None:
+            results = thaw_all([(f.step, f.fd, f) for f in frozen])
+            with contextlib.suppress(BrokenPipeError):  # the engine was killed meanwhile
+                os.write(told, "".join(f"{f.fd} {error}\n" for f, error in results).encode())
+            os.close(told)
+            while select.select([self._answers], [], []) and os.read(self._answers, 65536):
+                pass
+            # Nobody else's freeze may be ended, so none that was or had been thawed.
+            unknown = [f for f, error in results if error and f.frozen_at is None]
+            thaw_all([(f.step, f.fd, f) for f in unknown])
+
+        keep = {self._answers, self._lock, *(f.fd for f in frozen)}
+        try:
+            said = in_child(thaw, "vmsnap-thaw", keep, self._waiter, self._patience()) or b""
+        except OSError:  # no more processes, which is when things get killed
+            results = thaw_all([(f.step, f.fd, f) for f in frozen])
+            said = "".join(f"{f.fd} {error}\n" for f, error in results).encode()
+        for line in said.decode().splitlines():
+            fd, error = map(int, line.split())
+            self._by_fd[fd].thaw_error = error
+            if error in (0, errno.EINVAL):
+                self._by_fd[fd].thawed_at = time.monotonic()
+        if self._commands >= 0:  # a guard that was only stopped goes on, and ends
+            os.close(self._commands)
+            self._commands = -1
+            with contextlib.suppress(OSError):
+                os.kill(self._pid, signal.SIGCONT)
+
+    # --- the end ---
+
+    def close(self) -> None:
+        """Let the guard end, and let go of the filesystems."""
+        if self._commands >= 0:
+            os.close(self._commands)
+            self._commands = -1
+            self._await("done", ANSWER)
+        for fd in (self._answers, self._stderr):
+            if fd >= 0:
+                os.close(fd)
+        for f in self.filesystems:
+            os.close(f.fd)
+        if self._pid:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, os.WNOHANG)
+
+    # --- talking ---
+
+    def _command(self, word: str) -> None:
+        with contextlib.suppress(OSError):  # its death is heard as end of file
+            os.write(self._commands, f"{word}\n".encode())
+
+    def _await(self, event: str, patience: float) -> None:
+        """Wait until the guard has said `event`, or is done, or is lost."""
+        deadline = time.monotonic() + patience
+        early = event in ("presynced", "held")
+        while self._answers >= 0 and not self.lost and not self._said & {event, "done"}:
+            if early and (self._waiter.interrupted or "thawing" in self._said):
+                return
+            if time.monotonic() >= deadline:
+                self._lose(f"the guard did not say {event!r} within {patience:g} s")
+                return
+            if self._answers in self._waiter.wait([self._answers], deadline):
+                self.hear()
+
+    def _patience(self) -> float:
+        return ANSWER + STEP_PATIENCE * (1 + len({f.step for f in self.filesystems}))
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError):
+            words = os.pread(self._stderr, 4096, 0).decode("utf-8", "replace").strip()
+            if words:
+                return f": {words.splitlines()[-1]}"
+        return ""
+
+    @property
+    def frozen_seconds(self) -> float:
+        """The longest that anybody's write can have been stalled."""
+        begins = [f.freezing_at for f in self.filesystems if f.freezing_at is not None]
+        ends = [f.thawed_at for f in self.filesystems if f.thawed_at is not None]
+        return max(ends) - min(begins) if begins and ends else 0.0
+
+    def results(self) -> tuple[FilesystemResult, ...]:
+        return tuple(f.result(self.thawing_at) for f in self.filesystems)
+
+    def events(self) -> list[tuple[float, str, str]]:
+        """(monotonic seconds, event, mount) of everything the guard reported."""
+        events = [(at, name, f.entry.mount) for f in self.filesystems for at, name in f.events()]
+        if self.held_at is not None:
+            events.append((self.held_at, "held", ""))
+        if self.thawing_at is not None:
+            events.append((self.thawing_at, "thawing", self.cause or "guard lost"))
+        return events

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan: which filesystems are frozen, written out or left alone, in which order, and why.
+
+Built from the mount tables and from sysfs, which says what lies on what. Nothing is opened or
+changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from vmsnap.freeze.mountinfo import Mount, every_mount
+
+REMOTE = {
+    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "afs", "lustre", "9p", "virtiofs", "coda"),
+    *("ncpfs", "orangefs", "vboxsf", "vmhgfs", "prl_fs"),
+}
+# On block devices, but their drivers have no freeze_fs: FIFREEZE says EOPNOTSUPP.
+SYNC_ONLY = {
+    *("vfat", "msdos", "exfat", "ntfs3", "ntfs", "hfs", "hfsplus", "udf", "minix", "ufs", "affs"),
+    *("sysv", "v7", "omfs", "hpfs", "adfs", "bfs", "qnx4"),
+}
+# On block devices, though the kernel gives their superblocks an anonymous device number.
+ANONYMOUS = {"btrfs", "bcachefs"}
+NO_DISK = ("loop", "ram", "zram", "sr", "fd", "dm-", "md", "bcache", "drbd", "mtdblock")
+
+
+class Action(Enum):
+    FREEZE = "freeze"
+    SYNC = "sync"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One superblock: all its mounts, best first, and what is done with it in which step."""
+
+    mounts: tuple[Mount, ...]
+    action: Action
+    step: int | None
+    reason: str
+
+    @property
+    def mount(self) -> str:
+        return self.mounts[0].path
+
+    @property
+    def device(self) -> str:
+        return self.mounts[0].device
+
+    @property
+    def virtual(self) -> bool:
+        return self.reason.startswith("virtual")
+
+    def to_json(self) -> dict[str, object]:
+        first = self.mounts[0]
+        return {
+            "mount": first.path,
+            "source": first.source,
+            "fstype": first.fstype,
+            "device": first.device,
+            "action": self.action.value,
+            "step": self.step,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every superblock. `unmatched` are plain names in --only at which nothing is mounted,
+    `idle` the same in --exclude."""
+
+    entries: tuple[Entry, ...]
+    unmatched: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
+
+    @property
+    def acted_on(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.action is not Action.SKIP]
+
+
+def make_plan(
+    only: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    proc: Path = Path("/proc"),
+    sys: Path = Path("/sys"),
+) -> Plan:
+    """Plan a freeze. `only` and `exclude` are globs of mount points (`*` crosses slashes)."""
+    superblocks: dict[str, list[Mount]] = {}
+    for mount in every_mount(proc):
+        superblocks.setdefault(mount.device, []).append(mount)
+    for mounts in superblocks.values():
+        # A mount of the whole filesystem in our own namespace says best which one is meant.
+        mounts.sort(key=lambda m: (m.pid is not None, not m.reachable, m.root != "/"))
+    only, exclude = [trimmed(p) for p in only], [trimmed(p) for p in exclude]
+    decisions = {device: decide(mounts, only, exclude) for device, mounts in superblocks.items()}
+    steps = steps_of(superblocks, decisions, sys)
+    entries = tuple(
+        Entry(tuple(mounts), *decisions[device][:1], steps.get(device), decisions[device][1])
+        for device, mounts in superblocks.items()
+    )
+    points = {mount.point for mounts in superblocks.values() for mount in mounts}
+    return Plan(entries, *(not_mounted(patterns, points) for patterns in (only, exclude)))
+
+
+def not_mounted(patterns: Iterable[str], points: Collection[str]) -> tuple[str, ...]:
+    return tuple(p for p in patterns if not any(c in p for c in "*?[") and p not in points)
+
+
+def trimmed(pattern: str) -> str:
+    return pattern.rstrip("/") or pattern[:1]
+
+
+def decide(
+    mounts: Sequence[Mount], only: Sequence[str], exclude: Sequence[str]
+) -> tuple[Action, str]:
+    action, reason = by_nature(mounts[0])
+    if action is Action.SKIP:
+        return action, reason
+    if only and not matches(mounts, only):
+        return Action.SKIP, "not selected"
+    if matches(mounts, exclude):
+        return Action.SKIP, "excluded"
+    return action, reason
+
+
+def matches(mounts: Iterable[Mount], patterns: Sequence[str]) -> bool:
+    return any(
+        mount.point == p or fnmatchcase(mount.point, p) for p in patterns for mount in mounts
+    )
+
+
+def by_nature(mount: Mount) -> tuple[Action, str]:
+    fstype = mount.fstype
+    if fstype in REMOTE:
+        return Action.SKIP, "remote: its data is on another machine"
+    if fstype.startswith("fuse"):
+        return Action.SKIP, "FUSE: its server could hang"
+    if fstype == "overlay":
+        return Action.SKIP, "overlay: its layers are frozen below it"
+    if fstype == "zfs":
+        return Action.SKIP, "ZFS cannot be frozen; use its own snapshots"
+    if mount.device.startswith("0:") and fstype not in ANONYMOUS:
+        return Action.SKIP, f"virtual: {fstype} is not on a disk"
+    if mount.read_only:
+        return Action.SKIP, "read-only: nothing writes to it"
+    if fstype in SYNC_ONLY:
+        return Action.SYNC, f"{fstype} cannot be frozen; it is written out instead"
+    return Action.FREEZE, ""
+
+
+# --- what lies on what -------------------------------------------------------------------------
+
+
+def steps_of(
+    superblocks: dict[str, list[Mount]],
+    decisions: dict[str, tuple[Action, str]],
+    sys: Path,
+) -> dict[str, int]:
+    """Number the steps from 1. A filesystem comes before the one that carries it, / comes last."""
+    by_point = {m.point: m.device for ms in superblocks.values() for m in ms if m.pid is None}
+    carried: dict[str, set[str]] = {}
+    for device, mounts in superblocks.items():
+        if not by_nature(mounts[0])[1].startswith("virtual"):
+            for carrier in carriers(mounts[0], by_point, sys):
+                if carrier != device:
+                    carried.setdefault(carrier, set()).add(device)
+    heights: dict[str, int] = {}
+
+    def height(device: str) -> int:
+        if device not in heights:
+            heights[device] = 0  # breaks a cycle, which only a misread sysfs could show
+            heights[device] = max((1 + height(c) for c in carried.get(device, ())), default=0)
+        return heights[device]
+
+    acted_on = [device for device, (action, _) in decisions.items() if action is not Action.SKIP]
+    ranks = {h: rank for rank, h in enumerate(sorted({height(d) for d in acted_on}), start=1)}
+    steps = {device: ranks[height(device)] for device in acted_on}
+    root = by_point.get("/", "")
+    if root in steps and not any(root in of_carrier for of_carrier in carried.values()):
+        steps[root] = max(steps.values())
+    return steps
+
+
+def carriers(mount: Mount, by_point: dict[str, str], sys: Path) -> Iterator[str]:
+    """The superblocks that hold files in which this one lies."""
+    if mount.fstype == "overlay":
+        for option in mount.options.split(","):
+            key, _, value = option.partition("=")
+            if key == "upperdir":
+                yield from filter(None, [superblock_of(value, by_point)])
+    for device in block_devices(mount, sys):
+        for backing in backing_files(device, sys):
+            yield from filter(None, [superblock_of(backing, by_point)])
+
+
+def block_devices(mount: Mount, sys: Path) -> list[str]:
+    """MAJOR:MINOR of what a filesystem lies on."""
+    if not mount.device.startswith("0:"):
+        return [mount.device]
+    found = []
+    for source in mount.source.split(":"):
+        with contextlib.suppress(OSError):
+            status = Path(source).stat()
+            if stat.S_ISBLK(status.st_mode):
+                found.append(f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")
+    if mount.fstype == "btrfs":
+        found += btrfs_members(set(found), sys)
+    return found
+
+
+def btrfs_members(some: set[str], sys: Path) -> list[str]:
+    """All devices of the btrfs to which one of `some` belongs."""
+    for pool in (sys / "fs/btrfs").glob("*-*/devices"):
+        members = {text(member / "dev") for member in pool.iterdir()}
+        if members & some:
+            return sorted(members)
+    return []
+
+
+def backing_files(device: str, sys: Path) -> Iterator[str]:
+    """Files that lie below a block device: through loop devices, partitions, dm, md and bcache."""
+    base = sys / "dev/block" / device
+    backing = text(base / "loop/backing_file")
+    if backing:
+        yield backing[: -len(" (deleted)")] if backing.endswith(" (deleted)") else backing
+    if (base / "partition").exists():
+        yield from backing_files(text(base.resolve().parent / "dev"), sys)
+    with contextlib.suppress(OSError):
+        for slave in (base / "slaves").iterdir():
+            yield from backing_files(text(slave / "dev"), sys)
+
+
+def superblock_of(path: str, by_point: dict[str, str]) -> str | None:
+    """The superblock on which a file lies, by the mount point above it. The file itself is not
+    asked: it may lie on a server that does not answer."""
+    pure = PurePosixPath(path)
+    return next((by_point[str(p)] for p in (pure, *pure.parents) if str(p) in by_point), None)
+
+
+def text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape").strip("\n")
+    except OSError:
+        return ""
+
+
+def count_disks(sys: Path = Path("/sys")) -> int:
+    """The number of real disks: no loop, ram, zram, optical or device-mapper devices."""
+    return sum(
+        1
+        for disk in (sys / "block").iterdir()
+        if not disk.name.startswith(NO_DISK)
+        and text(disk / "size") not in ("", "0")
+        and text(disk / "hidden") != "1"  # the paths of a multipath NVMe
+        and not (disk.name.startswith("mmcblk") and "boot" in disk.name)
+    )

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing configuration and scripts with the owner and mode that the checks ask for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmsnap.config import checks
+from vmsnap.errors import Impossible
+from vmsnap.platforms import diagnose
+from vmsnap.platforms.integrate import (
+    Changes,
+    NotPossible,
+    connect,
+    disconnect,
+    this_platforms_agent,
+    traces,
+)
+from vmsnap.provision.document import Document, read
+from vmsnap.provision.quiescers import Quiescer
+from vmsnap.provision.status import Provisioning
+from vmsnap.provision.validation import Mistake, Mistaken
+from vmsnap.system.files import File, is_there, write
+from vmsnap.system.process import output_of
+from vmsnap.system.trusted import Unreadable, Untrusted
+
+TIMER = "vmsnap-backup.timer"
+
+PRE = """\
+#!/bin/sh
+# Quiesce {name}: bring what it has on its disks into a state from which it can start, and keep it
+# there until the post-script runs. The environment holds VMSNAP_SESSION, VMSNAP_APP,
+# VMSNAP_PHASE, VMSNAP_ATTEMPT, VMSNAP_TIMEOUT (seconds for all attempts) and VMSNAP_SCRIPT_DIR (a
+# private directory, the same for the post-script). Exit 0 only if {name} is quiesced.
+echo "the pre-script of {name} has not been written yet: $0" >&2
+exit 1
+"""
+
+POST = """\
+#!/bin/sh
+# Let {name} go on. This runs whenever the pre-script was started, also after it failed, so it
+# must do no harm to an application that was never quiesced. VMSNAP_OUTCOME (success or failed)
+# and VMSNAP_CONSISTENCY (application, filesystem, crash or none) tell how the session went.
+echo "the post-script of {name} has not been written yet: $0" >&2
+exit 1
+"""
+
+
+class Exists(Impossible):
+    """A file that would be written is there already."""
+
+
+class NotInstalled(Impossible):
+    """vmsnap was not installed with all that belongs to it."""
+
+
+class TimerRefused(Impossible):
+    """systemd did not do what was asked of it."""
+
+
+@dataclass(frozen=True)
+class Written:
+    config: Path
+    pre: Path
+    post: Path
+
+
+def init(etc: Path, name: str, quiescer: Quiescer | None = None) -> Written:
+    """Write the config of an app, of a quiescer or with script skeletons. Existing files are never
+    touched.
+
+    Raises Exists, NotInstalled and OSError; what was written before an OSError is removed again.
+    """
+    base = etc / "vmsnap"
+    config, scripts = base / "apps.d" / f"{name}.json", base / "scripts" / name
+    if quiescer:
+        if not quiescer.path.exists():
+            raise NotInstalled(
+                f"{quiescer.path}: found no file there, expected the quiescer, which packages and "
+                "`make install` put there"
+            )
+        written = Written(config, quiescer.path, quiescer.path)
+        files = []
+    else:
+        written = Written(config, scripts / "pre", scripts / "post")
+        files = [
+            File(written.pre, PRE.format(name=name).encode(), 0o700),
+            File(written.post, POST.format(name=name).encode(), 0o700),
+        ]
+    parameters = [f"--hold={longest_hold(etc):g}"] if quiescer else []
+    document = {
+        "pluginName": "ScriptRunner",
+        "preScriptLocation": str(written.pre),
+        "postScriptLocation": str(written.post),
+        "preScriptParams": parameters,
+        "postScriptParams": parameters,
+        "preScriptNoOfRetries": 0,
+        "postScriptNoOfRetries": 0,
+        "timeoutInSeconds": quiescer.timeout if quiescer else 30,
+        "continueBackupOnFailure": True,
+        "fsFreezeEnabled": True,
+    }
+    files.append(File(config, (json.dumps(document, indent=4) + "\n").encode(), 0o600))
+    for file in files:
+        if os.path.lexists(file.path):
+            raise Exists(
+                f"{file.path}: found a file there already, expected none; it was left as it is"
+            )
+    try:
+        write(files)
+    except OSError:
+        for file in files:
+            file.path.unlink(missing_ok=True)
+        raise
+    return written
+
+
+def longest_hold(etc: Path) -> float:
+    """Seconds from the end of the pre-scripts to the thaw, at most, as things are set."""
+    settings = checks.inspect(etc).settings
+    return settings.freeze_timeout + settings.hold
+
+
+def provision(
+    source: str, load: Callable[[], object], etc: Path, state: Path, dry_run: bool = False
+) -> Provisioning:
+    """Put the document that is loaded from `source` into effect below `etc`. Whatever goes wrong is
+    in what is returned: with the document, and then nothing was written, or besides it."""
+    missing: list[File] = []
+    there: list[File] = []
+    problems: list[Mistake] = []
+    timer = None
+    connected = Changes()
+    try:
+        document = read(load(), etc)
+        timer = None if document.timer is None else bool(document.timer)
+        there = [file for file in document.files if is_there(file)]
+        wanted = [file for file in document.files if file not in there]
+        connected = integrate(document.integrate, state, dry_run=True)  # could it be?
+        refuse_both(document, connected)
+        if not dry_run:
+            make_root_only(etc / "vmsnap")
+            write(wanted)
+        missing = wanted
+        if not dry_run:
+            connected = integrate(document.integrate, state, dry_run=False)
+            set_timer(document.timer, any(TIMER in str(file.path) for file in missing))
+            problems += disorder(document.apps, etc)
+            problems += disconnection(document.integrate, state)
+    except Mistaken as e:
+        problems += e.mistakes
+    except NotPossible as e:
+        problems.append(Mistake("integrate", str(e)))
+    except (Untrusted, Unreadable, TimerRefused) as e:
+        problems.append(Mistake("", str(e)))
+    except OSError as e:
+        where = e.filename if str(e.filename).startswith("/") else source
+        problems.append(Mistake("", f"{where}: {e.strerror}"))
+    return Provisioning(
+        source,
+        problems=tuple(problems),
+        written=(*(str(file.path) for file in missing), *connected.written),
+        unchanged=(*(str(file.path) for file in there), *connected.unchanged),
+        timer=timer,
+        removed=connected.removed,
+    )
+
+
+def disorder(apps: tuple[str, ...], etc: Path) -> Iterator[Mistake]:
+    """What is wrong all the same, in words that say nothing of what the files hold."""
+    found = checks.inspect(etc)
+    for problem in found.errors:
+        where = f"app {problem.subject}" if problem.subject else problem.path
+        yield Mistake("", f"{where}: {problem.kind.label}; `vmsnap check` says more")
+    ignored = set(apps) - {app.name for app in found.apps}
+    if ignored and not found.errors:
+        names = ", ".join(sorted(ignored))
+        yield Mistake("", f"{names}: not an app that VMSnapshotPluginHost.conf names")
+
+
+def integrate(wanted: str | bool | None, state: Path, *, dry_run: bool) -> Changes:
+    """Never waiting, either. Raises NotPossible, and OSError."""
+    if wanted is False:
+        ended = [disconnect(x, state, dry_run=dry_run, wait=False) for x in traces(state)]
+        written = tuple(path for changes in ended for path in changes.written)
+        return Changes(written, removed=tuple(path for x in ended for path in x.removed))
+    if not isinstance(wanted, str):
+        return Changes()
+    agent = this_platforms_agent() if wanted == "auto" else wanted
+    return connect(agent, state, dry_run=dry_run, wait=False)
+
+
+def refuse_both(document: Document, connected: Changes) -> None:
+    """Azure's file has room for one."""
+    paths = {str(file.path) for file in document.files}
+    for path in (path for path in connected.written if path in paths):
+        raise NotPossible(
+            f"{path}: it would hold an app, and what makes Azure's extension call vmsnap; "
+            "leave out `azure: true`"
+        )
+
+
+def disconnection(wanted: str | bool | None, state: Path) -> Iterator[Mistake]:
+    """What keeps the agent from calling us all the same; it may not run yet."""
+    found = checks.Inspection()
+    if wanted:
+        diagnose.inspect(found, state, running=False)
+    for problem in found.errors:
+        yield Mistake("integrate", problem.message)
+
+
+def make_root_only(directory: Path) -> None:
+    """cloud-init makes it for a provision.yaml, before the package does, and for all to read."""
+    if directory.exists():
+        directory.chmod(0o700)
+
+
+def set_timer(calendar: str | None, changed: bool) -> None:
+    """Never waiting for a job: systemd may be waiting for whoever called us (cloud-init)."""
+    if calendar is None:
+        return
+    booted = Path("/run/systemd/system").exists()  # sd_booted(3)
+    if not calendar:
+        systemctl("disable", TIMER)
+        if booted:
+            systemctl("stop", "--no-block", TIMER)
+        return
+    systemctl("enable", TIMER)
+    if booted:
+        systemctl("restart" if changed else "start", "--no-block", TIMER)
+
+
+def systemctl(*words: str) -> None:
+    code, _, error = output_of(["systemctl", "--quiet", *words])
+    if code:
+        raise TimerRefused(f"systemctl {' '.join(words)}: {error.strip()}")

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Supervisors: forks of the engine that own everything which a script or the command starts.
+
+A supervisor is the subreaper (PR_SET_CHILD_SUBREAPER, prctl(2)) of what it runs. Descendants that
+changed session or lost their parent are still its descendants, so ending them needs no guessing,
+and what one app's script left behind is never taken for another's.
+
+It talks with the engine in JSON messages over a socket. If the engine dies, the supervisor reads
+end of file, makes sure that everything is thawed, and ends what it runs; if the supervisor dies,
+the engine reads end of file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from vmsnap.freeze.thaw import thaw_after_death
+from vmsnap.system.process import PIPE_READS, Ending, descendants, drain, ending_of, fork, libc
+from vmsnap.system.waiter import Waiter
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+KILL_PATIENCE = (
+    5.0  # seconds for SIGKILL to take effect; a process that waits for a disk has no ears
+)
+MESSAGE_BYTES = 1 << 17
+
+
+class Link:
+    """The engine's side of a supervisor: send orders, hear answers. Has a fileno to wait for."""
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self._channel = channel
+
+    def fileno(self) -> int:
+        return self._channel.fileno()
+
+    def send(self, **message: object) -> None:
+        with contextlib.suppress(ConnectionError):  # it died: hear() says so
+            self._channel.send(json.dumps(message).encode())
+
+    def hear(self) -> dict[str, Any] | None:
+        """The next message, to be called when there is one; None if the supervisor is gone."""
+        return receive(self._channel)
+
+    def finish(self, waiter: Waiter, patience: float) -> None:
+        """Say that no more orders come, and let the supervisor clean up and end."""
+        self.send(finish=True)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if self.fileno() in waiter.wait([self.fileno()], deadline) and self.hear() is None:
+                break
+        self._channel.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, os.WNOHANG)
+
+
+def receive(channel: socket.socket) -> dict[str, Any] | None:
+    try:
+        data = channel.recv(MESSAGE_BYTES)
+    except OSError:
+        return None
+    message: dict[str, Any] | None = json.loads(data) if data else None
+    return message
+
+
+def supervise(
+    body: Callable[[Supervisor], None], name: str, run: Path, keep: Iterable[int]
+) -> Link:
+    """Fork a supervisor that runs `body` and keeps the descriptors `keep`. Return our side."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    keep = {0, 1, 2, there.fileno(), *keep}
+
+    def serve() -> None:
+        supervisor = Supervisor(there, run)
+        body(supervisor)
+        if supervisor.alone:  # perhaps the guard is only now out of a FIFREEZE, and dead
+            thaw_after_death(run, None)
+
+    pid = fork(serve, name, keep)
+    there.close()
+    return Link(pid, here)
+
+
+class Supervisor:
+    """Inside the fork: runs programs one after the other and owns everything below itself."""
+
+    def __init__(self, channel: socket.socket, run: Path) -> None:
+        self.channel = channel
+        self.alone = False  # the engine is dead
+        self.discard: set[int] = set()  # pipes that outlived their program: read, so nobody blocks
+        self.thawed_by: float | None = None  # monotonic; see watch_hold
+        self._run_directory = run
+        self._statuses: dict[int, int] = {}
+        self._orders: list[dict[str, Any]] = []
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        # What an administrator's program allocates must not be spared by the kernel on our account.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("0")
+        self.waiter = Waiter(stop_signals=())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # the engine decides; a terminal reaches only it
+
+    def say(self, **message: object) -> None:
+        with contextlib.suppress(OSError):
+            self.channel.send(json.dumps(message).encode())
+
+    def order(self) -> dict[str, Any] | None:
+        """The engine's next order; None when no more come, with `alone` set if the engine died
+        before it said so. Children are reaped meanwhile."""
+        while not self.alone:
+            if self._orders:
+                order = self._orders.pop(0)
+                if "finish" in order:
+                    return None
+                if "stop" not in order:  # a stop that came after the end
+                    return order
+            else:
+                self._wait(None)
+        return None
+
+    def watch_hold(self, seconds: float) -> None:
+        """Thaw if somebody ought to have thawed by then and nobody has: a third pair of eyes, for
+        when engine and guard are both stopped."""
+        self.thawed_by = time.monotonic() + seconds
+
+    def _wait(self, deadline: float | None, *sources: int) -> set[int]:
+        """Sleep; then reap, take in orders, and read what nobody else reads."""
+        fds = [*sources, *self.discard]
+        if not self.alone:
+            fds.append(self.channel.fileno())
+        times = [at for at in (deadline, self.thawed_by) if at is not None]
+        ready = self.waiter.wait(fds, min(times, default=None))
+        self._reap()
+        for fd in ready & self.discard:
+            if not drain(fd, lambda _: None, reads=1):
+                self.discard.remove(fd)
+                os.close(fd)
+        if self.channel.fileno() in ready:
+            message = receive(self.channel)
+            if message is not None:
+                self._orders.append(message)
+            else:
+                self.alone = True
+                thaw_after_death(self._run_directory)
+        if self.thawed_by is not None and time.monotonic() >= self.thawed_by:
+            self.thawed_by = None
+            thaw_after_death(self._run_directory)
+        return ready
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                self._statuses[pid] = status
+
+    def run(
+        self,
+        start: Callable[[], int],
+        deadline: float | None,
+        output: int | None = None,
+        take: Callable[[bytes], None] = lambda _: None,
+        survive: bool = False,
+    ) -> Ending:
+        """Run one program to its end, the deadline (monotonic) or the engine's order to stop.
+
+        The death of the engine is such an order too, unless the program is to `survive` it.
+        Whatever it writes to the pipe `output` is given to `take` as it comes. Its end counts, not
+        the pipe's: a child that keeps the pipe open delays nothing.
+        """
+        self._statuses.clear()
+        try:
+            pid = start()
+        except OSError as e:
+            return Ending(error=f"could not be started: {e.strerror or e}")
+        sources = () if output is None else (output,)
+        while True:
+            ready = self._wait(deadline, *sources)
+            if output in sources and output in ready and not drain(output, take, reads=1):
+                sources = ()
+            if pid in self._statuses:
+                if output is not None:
+                    drain(output, take, reads=PIPE_READS)
+                return ending_of(self._statuses[pid])
+            if any("stop" in order for order in self._orders) or (self.alone and not survive):
+                self._orders = [order for order in self._orders if "stop" not in order]
+                return Ending(stopped=True)
+            if deadline is not None and time.monotonic() >= deadline:
+                return Ending(timed_out=True)
+
+    def end_everything(
+        self,
+        grace: float,
+        spare: Iterable[int] = (),
+        output: int | None = None,
+        take: Callable[[bytes], None] = lambda _: None,
+    ) -> None:
+        """SIGTERM to all descendants but `spare`, SIGKILL after `grace` seconds to what is left.
+        Their last words are still taken."""
+        sources = () if output is None else (output,)
+        spared = set(spare)
+        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_PATIENCE)):
+            deadline = time.monotonic() + patience
+            signalled: set[int] = set()
+            while left := descendants(os.getpid()) - spared - descendants(*spared):
+                for pid in left - signalled:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
+                        if number == signal.SIGTERM:
+                            os.kill(pid, signal.SIGCONT)  # a stopped process hears nothing else
+                signalled |= left
+                if time.monotonic() >= deadline:
+                    break
+                if output in self._wait(deadline, *sources) and output is not None:
+                    sources = sources if drain(output, take, reads=1) else ()
+            self._reap()
+        if output is not None:
+            drain(output, take, reads=PIPE_READS)
+
+    def living(self) -> set[int]:
+        """All descendants; without the cost of looking if there are no children at all."""
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return set()
+        return descendants(os.getpid())

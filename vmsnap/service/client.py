@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The caller's side of a held session: `vmsnap freeze` and `vmsnap thaw`.
+
+Both start or stop vmsnap-session.service, wait, and look up what became of it. Neither owns
+anything, so nothing ends with them: what a killed caller began is thawed at the end of its hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmsnap import progress
+from vmsnap.errors import Impossible
+from vmsnap.progress import Progress
+from vmsnap.result import LAST, Result, from_json
+from vmsnap.service.vouch import FAILED, TAKEN, forget, say
+from vmsnap.session import lock
+from vmsnap.session.lock import InProgress
+from vmsnap.system.process import output_of
+
+if TYPE_CHECKING:
+    from vmsnap.session.session import Options
+
+UNIT = "vmsnap-session.service"
+BOOTED = Path("/run/systemd/system")  # sd_booted(3)
+IN_PROGRESS = "75"  # how the unit ends when it finds another session
+
+
+class Unavailable(Impossible):
+    """There is no systemd to ask, or it could not do what it was asked to."""
+
+
+class NoSession(Exception):
+    """There is nothing to thaw. `last` is how the last session ended, None if there was none."""
+
+    def __init__(self, last: Result | None) -> None:
+        super().__init__("found no session in progress, expected one that holds")
+        self.last = last
+
+
+class Cut(BaseException):
+    """Whoever waits for a session waits no longer, and not for its end either."""
+
+
+class ResultUnreadable(Impossible):
+    """There is a result, but not one that this program can read."""
+
+
+def freeze(
+    options: Options, session: str = "", beginning: Callable[[], None] | None = None
+) -> Progress | Result:
+    """Begin a session, with this UUID if any. Return its Progress once it holds, or else the Result
+    that says why it does not. Raises InProgress, Unavailable and lock.RunDirectoryUnusable; a
+    KeyboardInterrupt ends the session first, and Cut has it end. `beginning` is called when nobody
+    else can begin one any more, and raises what it likes."""
+    from vmsnap.result import new_session_id
+    from vmsnap.service.messages import place, request_of, withdraw  # `vmsnap thaw` must start fast
+
+    refuse_without_systemd()
+    run = options.run
+    lock.prepare(run)
+    session = session or new_session_id()
+    request = place(run, request_of(options, session))
+    try:
+        refuse_another(run)
+        if beginning:
+            beginning()
+        code, error = systemctl("start", UNIT)
+        now = progress_of(session, run)
+        if now and now.hold_ends is not None:
+            return now
+        if now:  # it is over already; wait for what it has to say
+            end(run, now, FAILED)
+    except KeyboardInterrupt:
+        end(run, progress_of(session, run), FAILED)
+        raise
+    except Cut:
+        abandon(session, run)
+        raise
+    finally:
+        withdraw(request)
+    result = result_of(session, run, options.state)
+    if result:
+        return result
+    refuse_another(run)
+    if code == 0 or systemctl_show("ExecMainStatus") == IN_PROGRESS:
+        raise InProgress("found that another session was in progress")
+    raise Unavailable(f"{UNIT} could not be started: {error}")
+
+
+def thaw(run: Path, state: Path, wanted: str = "", failed: bool = False) -> Result:
+    """End the session that holds, and return its result; with `failed`, one without a snapshot.
+
+    With `wanted`, the beginning of a UUID, no other session is ended, and one that has ended
+    already is just looked up. Raises InProgress if another session is in progress, or one that
+    does not hold; NoSession and Unavailable.
+    """
+    refuse_without_systemd()
+    now = progress.read(run)
+    holder = lock.holder(run)
+    if now and now.held and now.session.startswith(wanted):
+        error = end(run, now, FAILED if failed else TAKEN)
+        result = result_of(now.session, run, state)
+        if result:
+            return result
+        reason = error or "its process was killed; see `vmsnap thaw --force`"
+        raise Unavailable(f"session {now.session} left no result: {reason}")
+    last = last_result(run, state)
+    if last and wanted and last.session.startswith(wanted):
+        return last
+    if last and holder and now is None and holder.startswith(last.session):
+        return last  # its engine was killed, and its supervisors are not done yet
+    refuse_another(run)
+    raise NoSession(None if wanted else last)
+
+
+def abandon(session: str, run: Path) -> None:
+    """Have a session end without a snapshot, be it before it has begun, and do not wait for that.
+    Only while nobody else can begin one: what is about to start is ours."""
+    now = progress_of(session, run)
+    if now is None:
+        holder = lock.holder(run)
+        if holder is None or holder.startswith(session):
+            systemctl("stop", "--no-block", UNIT)
+        return
+    say(run, session, FAILED)
+    engine = engine_of(run, now)
+    if engine is not None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(engine, signal.SIGTERM)
+        os.close(engine)
+
+
+def end(run: Path, now: Progress | None, word: str) -> str:
+    """End the session in progress and wait until its unit has stopped. Return what systemd
+    complained of. `word`: whether its snapshot has been taken (vouch.py).
+
+    The engine is told directly. systemd could not, if its own process waits for a frozen disk: it
+    makes the directories of a PrivateTmp= and touches the stamp of a Persistent= timer itself.
+    """
+    if now is None:
+        return systemctl("stop", UNIT)[1]
+    say(run, now.session, word)
+    engine = engine_of(run, now)
+    try:
+        if engine is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(engine, signal.SIGTERM)
+            select.select([engine], [], [])
+            os.close(engine)
+        # Another session's unit, which has begun since, must not be stopped.
+        ours = systemctl_show("InvocationID") == now.invocation
+        return systemctl("stop", UNIT)[1] if ours else ""
+    finally:
+        forget(run, now.session)
+
+
+def engine_of(run: Path, now: Progress) -> int | None:
+    """A pidfd of the engine, if it lives and is one."""
+    try:
+        engine = os.pidfd_open(now.engine)
+    except ProcessLookupError:
+        return None
+    with contextlib.suppress(OSError):
+        command = Path(f"/proc/{now.engine}/cmdline").read_bytes()
+        if b"vmsnap" in command and lock.holder(run) == lock.words(now.session, now.engine):
+            return engine
+    os.close(engine)
+    return None
+
+
+def refuse_another(run: Path) -> None:
+    holder = lock.holder(run)
+    if holder:
+        raise InProgress(f"found session {holder} in progress")
+
+
+def progress_of(session: str, run: Path) -> Progress | None:
+    now = progress.read(run)
+    return now if now and now.session == session else None
+
+
+def result_of(session: str, *directories: Path) -> Result | None:
+    """The result of this session, if it is the last one anywhere."""
+    found = (last_result(directory) for directory in directories)
+    return next((result for result in found if result and result.session == session), None)
+
+
+def last_result(*directories: Path) -> Result | None:
+    """The last session's result, from the first directory that has one. Raises
+    ResultUnreadable."""
+    for directory in directories:
+        path = directory / LAST
+        try:
+            return from_json(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            continue
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            raise ResultUnreadable(f"{path}: found no result that can be read: {e}") from None
+    return None
+
+
+def refuse_without_systemd() -> None:
+    if not BOOTED.is_dir():
+        raise Unavailable(
+            "found no systemd running here, expected it to hold the session; there are "
+            "`vmsnap run -- COMMAND` and `vmsnap thaw --force`"
+        )
+
+
+def systemctl(*words: str) -> tuple[int, str]:
+    """Return systemctl's exit code and what it complained of."""
+    try:
+        code, _, error = output_of(["systemctl", *words])
+    except OSError as e:
+        raise Unavailable(f"systemctl: {e.strerror}") from None
+    return code, " ".join(error.split())
+
+
+def systemctl_show(name: str) -> str:
+    return output_of(["systemctl", "show", "--value", f"--property={name}", UNIT])[1].strip()

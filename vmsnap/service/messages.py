@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the options of `vmsnap freeze` reach vmsnap-session.service: in a file that both may lock.
+
+The caller locks the file, writes what it wants into it, starts the unit, and keeps the lock until
+it has its answer. So there is one caller at a time, and a request counts only while its caller
+lives. What a killed caller left is never mistaken for the wish of the next one, nor for the
+defaults: the unit clears it away and refuses that one start.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vmsnap.consistency import Level
+from vmsnap.errors import Impossible
+from vmsnap.session.lock import InProgress, RunDirectoryUnusable
+from vmsnap.session.session import Options
+
+REQUEST = "request"
+
+
+class Unanswerable(Impossible):
+    """There is a request, but its caller is gone, or it cannot be read."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A session that somebody wants to have begun, under this UUID."""
+
+    session: str
+    etc: str
+    state: str
+    hold: float | None
+    require: int | None
+    only: tuple[str, ...]
+    exclude: tuple[str, ...]
+    fsfreeze: bool
+
+    def options(self, run: Path) -> Options:
+        return Options(
+            etc=Path(self.etc),
+            run=run,
+            state=Path(self.state),
+            hold=self.hold,
+            require=None if self.require is None else Level(self.require),
+            only=tuple(self.only),
+            exclude=tuple(self.exclude),
+            fsfreeze=self.fsfreeze,
+        )
+
+
+def request_of(options: Options, session: str) -> Request:
+    return Request(
+        session,
+        str(options.etc),
+        str(options.state),
+        options.hold,
+        options.require,
+        options.only,
+        options.exclude,
+        options.fsfreeze,
+    )
+
+
+def place(run: Path, request: Request) -> int:
+    """The caller's side. Return the descriptor that keeps the request valid, until withdraw().
+    Raises InProgress if another caller is waiting, and RunDirectoryUnusable."""
+    fd = open_locked(run)
+    if fd is None:
+        raise InProgress("found another `vmsnap freeze` that waits for its session to begin")
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(asdict(request)).encode(), 0)
+    except OSError as e:
+        os.close(fd)
+        raise RunDirectoryUnusable(f"{run / REQUEST}: {e.strerror}") from None
+    return fd
+
+
+def withdraw(fd: int) -> None:
+    os.ftruncate(fd, 0)
+    os.close(fd)
+
+
+def take(run: Path) -> Request | None:
+    """The unit's side: the request of a caller that waits; None if nobody asked for anything in
+    particular. Raises Unanswerable. The file is empty afterwards."""
+    fd = open_locked(run)
+    abandoned = fd is not None
+    if fd is None:
+        fd = os.open(run / REQUEST, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        text = os.pread(fd, 1 << 20, 0)
+        os.ftruncate(fd, 0)
+        if not text:
+            return None
+        if abandoned:
+            raise Unanswerable("found a request whose `vmsnap freeze` is gone; it was cleared away")
+        fields: dict[str, Any] = json.loads(text)
+        request = Request(**fields)
+        request.options(run)
+        return request
+    except (ValueError, TypeError, RecursionError) as e:
+        raise Unanswerable(f"found a request that cannot be read: {e}") from None
+    finally:
+        os.close(fd)
+
+
+def open_locked(run: Path) -> int | None:
+    """None if somebody else has the lock."""
+    fd = os.open(run / REQUEST, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd

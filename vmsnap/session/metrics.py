@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last session and counts of all, as a file for the textfile collector of node_exporter.
+
+The counts live in the file alone: they go on from what it says, and begin anew if it is removed
+(https://prometheus.io/docs/instrumenting/exposition_formats/).
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from vmsnap.consistency import Level
+from vmsnap.errors import Kind
+from vmsnap.result import Result
+from vmsnap.session.finish import written_in_child
+from vmsnap.system.files import write_atomically
+from vmsnap.system.waiter import Waiter
+
+SAMPLE = re.compile(r"(vmsnap_\w+(?:\{[^}]*\})?) ([0-9]{1,18}(?:\.[0-9]{1,9})?)")
+
+SUCCEEDED = "vmsnap_last_success_timestamp_seconds"
+
+
+def write_metrics(result: Result, textfile: str, waiter: Waiter, lock: int) -> str:
+    """Bring the file up to date; return what was wrong, in words. Without a file do nothing."""
+    if not textfile:
+        return ""
+    path = Path(textfile)
+
+    def write() -> None:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        write_atomically(path, exposition(result, samples(text)).encode(), 0o644)
+
+    error = written_in_child(write, "vmsnap-metrics", waiter, lock)
+    return error and f"cannot write metrics to {path}: {error}"
+
+
+def samples(text: str) -> dict[str, float]:
+    """What an earlier file said, by name and labels. Lines that are none of ours are no samples."""
+    matches = (SAMPLE.fullmatch(line) for line in text.splitlines())
+    return {match[1]: float(match[2]) for match in matches if match}
+
+
+def exposition(result: Result, before: dict[str, float]) -> str:
+    """The text of the file after this session, given the samples of the one before it."""
+    return "\n".join(lines(result, before)) + "\n"
+
+
+def lines(result: Result, before: dict[str, float]) -> Iterator[str]:
+    started = datetime.datetime.fromisoformat(result.started).timestamp()
+    ended = started + result.seconds
+    succeeded = ended if result.ok else before.get(SUCCEEDED)
+    level = Level[result.consistency.upper()]
+    last = "vmsnap_last_session"
+    yield from metric(f"{last}_start_timestamp_seconds", "When the last session began.", started)
+    yield from metric(f"{last}_seconds", "How long the last session took.", result.seconds)
+    yield from metric(f"{last}_success", "Whether the last session succeeded.", int(result.ok))
+    yield from metric(
+        f"{last}_consistency",
+        "Consistency of the last snapshot: 0 none, 1 crash, 2 filesystem, 3 application.",
+        int(level),
+    )
+    yield from metric(
+        f"{last}_stall_seconds", "How long writes were stalled.", result.frozen_seconds
+    )
+    phases = {f'{{phase="{name}"}}': end - begin for name, begin, end in result.phases()}
+    yield from family(f"{last}_phase_seconds", "How long each phase took.", "gauge", phases)
+    if succeeded is not None:
+        yield from metric(SUCCEEDED, "When a session last succeeded.", succeeded)
+    yield from family(
+        "vmsnap_sessions_total",
+        "Sessions by their outcome.",
+        "counter",
+        {
+            key: before.get(f"vmsnap_sessions_total{key}", 0) + (result.outcome == outcome)
+            for outcome in ("success", "failed")
+            for key in (f'{{outcome="{outcome}"}}',)
+        },
+    )
+    names = [error.name for error in result.errors]
+    errors = {
+        key: before.get(f"vmsnap_errors_total{key}", 0) + names.count(kind.label)
+        for kind in Kind
+        for key in (f'{{name="{kind.label}",code="{kind.code}"}}',)
+    }
+    yield from family("vmsnap_errors_total", "Errors of sessions.", "counter", errors)
+
+
+def metric(name: str, words: str, value: float) -> Iterable[str]:
+    return family(name, words, "gauge", {"": value})
+
+
+def family(name: str, words: str, kind: str, values: dict[str, float]) -> Iterator[str]:
+    """`values` are by their labels."""
+    yield f"# HELP {name} {words}"
+    yield f"# TYPE {name} {kind}"
+    for labels, value in values.items():
+        yield f"{name}{labels} {f'{value:.6f}'.rstrip('0').rstrip('.')}"

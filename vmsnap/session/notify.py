@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a session tells the service manager (sd_notify(3)), in units of vmsnap, which say so in
+their environment: in anybody else's it would speak in the name of their main process.
+
+Every second it says in words how far the session is, that the engine lives (WATCHDOG=1), and that
+it needs more time: so a timeout of the unit never ends a script that may go on, but a hung engine.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from vmsnap.report.text import plural
+from vmsnap.result import Result
+from vmsnap.session.session import Session
+
+EXTEND = 30  # seconds for which one word keeps the unit from timing out; as TimeoutStartSec=
+
+
+class Manager:
+    """The service manager."""
+
+    def __init__(self) -> None:
+        self._notifier = None
+        if "VMSNAP_UNIT" in os.environ and os.environ.get("NOTIFY_SOCKET"):
+            import sdnotify
+
+            self._notifier = sdnotify.SystemdNotifier()
+            # What we start is not the unit's main process, and has nothing to say in its name.
+            for name in ("VMSNAP_UNIT", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
+                os.environ.pop(name, None)
+
+    def tell(self, *lines: str) -> None:
+        if self._notifier is not None:
+            # The library encodes in latin-1 and hides the error; the manager wants UTF-8.
+            self._notifier.notify("\n".join(lines).encode().decode("latin-1"))
+
+    def ready(self, session: Session) -> None:
+        """The unit has started: what it is for is there."""
+        self.tell("READY=1", f"STATUS={status(session)}")
+
+    def follow(self, session: Session) -> None:
+        """From now on say every second how far the session is."""
+        if self._notifier is not None:
+            session.waiter.pulse = lambda: self.tell(
+                f"STATUS={status(session)}", "WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={EXTEND}000000"
+            )
+
+
+def status(session: Session) -> str:
+    """How far a session is, in the words of `systemctl status`."""
+    apps = ", ".join(app.name for app in session.found.runnable)
+    frozen = session.freezer is not None and session.freezer.holding
+    count = plural(len(session.freezer.filesystems), "filesystem") if session.freezer else ""
+    phase = session.record.phase
+    if phase == "snapshot":
+        left = max(0, round((session.hold_ends or 0.0) - time.monotonic()))
+        return f"Holding {f'{count} frozen' if frozen else apps or 'nothing'}, {left} s left"
+    return {
+        "check": "Checking the configuration",
+        "pre": f"Running pre-scripts: {apps}" if apps else "No apps to quiesce",
+        "presync": "Writing out what is dirty",
+        "freeze": f"Freezing {count}",
+        "thaw": f"Thawing {count}",
+        "post": f"Running post-scripts: {apps}" if apps else "No apps to resume",
+        "report": "Reporting",
+    }.get(phase, "Starting")
+
+
+def verdict(result: Result) -> str:
+    """How a session ended, in one line."""
+    if not result.errors:
+        return f"Ended: {result.consistency}-consistent snapshot"
+    first = result.errors[0]
+    how = f"{result.consistency}-consistent snapshot" if result.ok else "Failed"
+    message = " ".join(first.message.split())
+    return f"{how}: {first.name} ({first.code}): {message}"

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""After an engine was killed: what it can no longer do for its session.
+
+Its guard thaws and its supervisors run the post-scripts by themselves. This is for what they did
+not do, having been killed too, and for the result that nobody else can give the session. It is
+called by ExecStopPost= of a unit, which must not meddle with the session of anybody else, by the
+next session, and by `vmsnap thaw --force`. Each app whose post-script is still owed has its private
+directory in the run directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vmsnap import progress
+from vmsnap.config import checks
+from vmsnap.consistency import Level
+from vmsnap.errors import Failure, Kind
+from vmsnap.freeze.thaw import (
+    FROZEN_LIST,
+    STEP_PATIENCE,
+    ListUnreadable,
+    has_ended,
+    read_list,
+    thaw_listed,
+)
+from vmsnap.journal.sender import Event, Journal, Priority
+from vmsnap.progress import Progress
+from vmsnap.result import Result
+from vmsnap.scripts.engine import SUPERVISOR
+from vmsnap.session import lock
+from vmsnap.session.notify import Manager, verdict
+from vmsnap.session.session import Options, Session
+from vmsnap.system.process import in_child
+from vmsnap.system.waiter import Waiter
+
+
+class LostSession(Session):
+    """What is left of a session: post-scripts that are owed, and a result."""
+
+    def __init__(self, lost: Progress, run: Path, state: Path, lock: int, waiter: Waiter) -> None:
+        options = Options(etc=Path(lost.etc), run=run, state=state)
+        super().__init__(options, lock, waiter, session=lost.session)
+        self.lost = lost
+        self.required = Level[lost.required.upper()]
+        self.started = datetime.datetime.fromisoformat(lost.started)
+
+    def take(self) -> Result:
+        message = f"the process of session {self.id} was killed in phase {self.lost.phase}"
+        self.record.fail(Failure(Kind.ENGINE_LOST, self.lost.phase, "", message))
+        self.found = checks.inspect(self.options.etc)
+        if self.lock >= 0 or not supervised():  # only then is what is owed certain
+            owed = self.options.run / "scripts" / self.id
+            self.supervise([app for app in self.found.runnable if (owed / app.name).exists()])
+        if self.scripts:
+            for scripts in self.scripts:
+                scripts.pre_started = True
+            self.post()
+            self.clean_up()
+        return self.report()
+
+    def result(self) -> Result:
+        """Nothing is claimed that is not known: of the pre-scripts nothing is, and the stall is the
+        longest that it can have been."""
+        stall = 0.0
+        if self.lost.phase in ("freeze", "snapshot"):
+            stall = self.record.began - self.lost.since
+        age = datetime.datetime.now(datetime.timezone.utc) - self.started.astimezone()
+        known = super().result()
+        return replace(
+            known,
+            seconds=max(0.0, round(age.total_seconds(), 6)),
+            frozen_seconds=max(0.0, round(stall, 6)),
+            apps=tuple(app for app in known.apps if app.post),
+        )
+
+
+def conclude(
+    run: Path, state: Path, lock: int, waiter: Waiter, manager: Manager | None = None
+) -> Result | None:
+    """With the lock in hand: end a session whose engine, guard and supervisors were all killed.
+    Return its result, None if there is no such session."""
+    if (run / FROZEN_LIST).exists():
+        thaw_left(run, waiter)
+    lost = progress.read(run)
+    if lost is None:
+        return None
+    ending = LostSession(lost, run, state, lock, waiter)
+    if manager:
+        manager.follow(ending)
+    return ending.take()
+
+
+def stopped(run: Path, state: Path) -> bool:
+    """ExecStopPost=: the unit's main process has ended. False if anything may stay frozen."""
+    invocation = os.environ["INVOCATION_ID"]
+    waiter = Waiter(())
+    good = thaw_left(run, waiter, invocation)
+    lost = progress.read(run)
+    if lost and lost.invocation == invocation:
+        try:
+            descriptor = lock.acquire(run, lost.session)
+        except (lock.InProgress, lock.RunDirectoryUnusable):
+            # Supervisors are at work, the guard is still inside a freeze, or a new session has
+            # begun, which then does all this.
+            if not (lock.holder(run) or lost.session).startswith(lost.session):
+                return good
+            descriptor = -1
+        ending = LostSession(lost, run, state, descriptor, waiter)
+        manager = Manager()
+        manager.follow(ending)
+        manager.tell(f"STATUS={verdict(ending.take())}")
+    return good
+
+
+def supervised() -> bool:
+    """Whether supervisors of scripts live: there are none but those of one session."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                status = Path("/proc", name, "status").read_text(errors="replace")
+                ours = status.startswith(f"Name:\t{SUPERVISOR}\n") and "\nUid:\t0\t" in status
+                if ours and "\nState:\tZ" not in status:
+                    return True
+    return False
+
+
+def patience(listed: dict[str, Any]) -> float:
+    """Seconds after which a child has thawed what is listed, or can say what it could not."""
+    return STEP_PATIENCE * (1 + len({item["step"] for item in listed["filesystems"]}))
+
+
+def thaw_left(run: Path, waiter: Waiter, invocation: str | None = None) -> bool:
+    """Thaw what the list in the run directory says may be frozen, unless the list is from another
+    `invocation` of a unit (systemd.exec(5), INVOCATION_ID). False if anything may stay frozen.
+
+    In a child, since a FITHAW waits as long as a FIFREEZE that is still inside the kernel.
+    """
+    journal = Journal()
+
+    def tell(words: str) -> None:
+        journal.send(words, Event.NOTE.value, Priority.WARNING, VMSNAP_PHASE="thaw")
+
+    try:
+        listed = read_list(run / FROZEN_LIST)
+    except FileNotFoundError:
+        return True
+    except ListUnreadable as e:
+        tell(str(e))
+        return False
+    if invocation not in (None, listed.get("invocation")):
+        return True
+    session = str(listed.get("session"))
+    journal.fields["VMSNAP_SESSION"] = session
+    if not has_ended(int(listed["guard"]), STEP_PATIENCE):
+        tell("the guard is still inside a freeze; it thaws as soon as the kernel lets it")
+        return True
+
+    def thaw(told: int) -> None:
+        with contextlib.suppress(FileNotFoundError, ListUnreadable):
+            os.write(told, b"+" if thaw_listed(run, tell, session=session) else b"-")
+
+    said = in_child(thaw, "vmsnap-thaw", (), waiter, patience(listed))
+    if said is None:
+        tell("a filesystem is still inside a freeze; it is thawed as soon as the kernel lets us")
+    # Nothing is said by a child that found no list any more, or that was killed.
+    return said == b"+" or (said == b"" and not (run / FROZEN_LIST).exists())
+
+
+def thaw_by_force(run: Path, forget: bool) -> tuple[bool, list[str]]:
+    """Thaw what the list says may be frozen, whoever's it is, and `forget` the list. Return whether
+    nothing stays frozen, and what there is to say. In a child, as above."""
+    nothing = True, [f"nothing to thaw: {run} holds no list of frozen filesystems"]
+    try:
+        listed = read_list(run / FROZEN_LIST)
+    except FileNotFoundError:
+        return nothing
+    except ListUnreadable as e:
+        return False, [str(e)]
+
+    def thaw(told: int) -> None:
+        words: list[str] = []
+        with contextlib.suppress(FileNotFoundError, ListUnreadable):
+            good = thaw_listed(run, words.append, forget=forget)
+            os.write(told, json.dumps([good, words]).encode())
+        os.close(told)  # a thread of ours may be inside the kernel for as long as it likes
+
+    try:
+        said = in_child(thaw, "vmsnap-thaw", (), Waiter(()), patience(listed))
+    except OSError:  # no more processes, which is when things get killed
+        said = b""
+    if said is None:
+        return False, ["a filesystem is still inside a freeze; it is thawed as soon as that ends"]
+    if said:
+        good, words = json.loads(said)
+        return good, words
+    words = []  # the child was killed: better to hang than to leave something frozen
+    with contextlib.suppress(FileNotFoundError):
+        return thaw_listed(run, words.append, forget=forget), words
+    return nothing

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session: check, pre-scripts, presync, freeze, snapshot, thaw, post-scripts, report.
+
+The only module that knows this order. Each step that changes something pushes its undo, and every
+undo runs, whatever became of the others. How a failure lowers the consistency stands in
+consistency.py, and how the snapshot comes to be in run.py (a command takes it) and service/
+main.py (whoever started the unit does).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmsnap import progress
+from vmsnap.config import checks
+from vmsnap.config.app import App
+from vmsnap.consistency import Level, consistency
+from vmsnap.errors import SCRIPT, Failure, Kind, Severity
+from vmsnap.freeze.freezer import Freezer
+from vmsnap.freeze.plan import count_disks, make_plan
+from vmsnap.freeze.thaw import thaw_earlier
+from vmsnap.freeze.writeback import flush_gently
+from vmsnap.journal.sender import Event, Journal, Priority
+from vmsnap.progress import Progress
+from vmsnap.result import Result, SnapshotResult, new_session_id
+from vmsnap.scripts.engine import LINES, AppScripts, ScriptRun, run_scripts
+from vmsnap.session.finish import keep, result_of, tell_end
+from vmsnap.session.log import Record
+from vmsnap.session.metrics import write_metrics
+from vmsnap.system.files import make_private, remove_tree
+from vmsnap.system.waiter import Waiter
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller of a session decides. None and () leave it to the settings."""
+
+    command: tuple[str, ...] = ()
+    etc: Path = Path("/etc")
+    run: Path = Path("/run/vmsnap")
+    state: Path = Path("/var/lib/vmsnap")
+    hold: float | None = None
+    require: Level | None = None
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    fsfreeze: bool = True
+
+
+class Session:
+    """One session. Owns the lock that it was given, and everything it starts until it has ended."""
+
+    held = False  # by a unit, and not by a command
+
+    def __init__(
+        self,
+        options: Options,
+        lock: int,
+        waiter: Waiter,
+        show: Callable[[str], None] = lambda _: None,
+        session: str | None = None,
+    ) -> None:
+        self.id = session or new_session_id()
+        self.options, self.lock, self.waiter = options, lock, waiter
+        self.journal = Journal({"VMSNAP_SESSION": self.id})
+        self.shown = show
+        self.record = Record(self.journal, self.show, lambda: self.level)
+        self.runs: dict[tuple[str, str], ScriptRun] = {}
+        self.started = datetime.datetime.now(datetime.timezone.utc).astimezone()
+        self.found = checks.Inspection()
+        self.scripts: list[AppScripts] = []
+        self.freezer: Freezer | None = None
+        self.required = Level.CRASH
+        self.interruption_told = False
+        self.temporary = options.run / "tmp" / self.id
+        self.may_freeze = True
+        self.taken = False
+        self.thawed = False
+        self.hold_ends: float | None = None  # monotonic seconds
+
+    def take(self) -> Result:
+        """Run the whole session and return its result."""
+        try:
+            with ExitStack() as undo:
+                self.check()
+                if self.may_go_on():
+                    undo.callback(self.clean_up)
+                    undo.callback(self.post)
+                    self.pre()
+                if self.may_go_on():
+                    undo.callback(self.thaw)
+                    self.freeze()
+                if self.may_go_on():
+                    self.snapshot()
+        except Exception as e:  # a bug, or a machine at its end; everything is undone by now
+            self.record.tell(traceback.format_exc(), Event.NOTE, Priority.ERROR)
+            message = f"found an error that nobody expected: {type(e).__name__}: {e}"
+            self.record.fail(Failure(Kind.SNAPSHOT_FAILED, self.record.phase, "", message))
+        return self.report()
+
+    # --- what run.py and service/main.py fill in -------------------------------------------------
+
+    def prepare(self) -> None:
+        """Make ready what takes the snapshot, while nothing is quiesced yet."""
+
+    def snapshot(self) -> None:
+        """Let the snapshot be taken, thaw, and set `taken` if it was."""
+        raise NotImplementedError
+
+    def dismiss(self) -> None:
+        """Let go of what took the snapshot."""
+
+    def snapshot_result(self) -> SnapshotResult | None:
+        return None
+
+    # --- the level -----------------------------------------------------------------------------
+
+    @property
+    def freezing(self) -> bool:
+        """Whether filesystems are meant to be frozen, by us or by the platform's agent."""
+        return not self.options.fsfreeze or all(app.freeze for app in self.found.apps)
+
+    @property
+    def level(self) -> Level:
+        kinds = [failure.kind for failure in self.record.failures]
+        return consistency(kinds, apps=self.found.apps_meant, freezing=self.freezing)
+
+    def what_is_required(self) -> Level:
+        """What the apps ask for, which counts only if there is more than one disk (Azure's rule);
+        the settings and the caller can ask for more."""
+        strict = any(app.required for app in self.found.apps) and count_disks() > 1
+        asked = (self.found.settings.require, self.options.require)
+        return max([Level.APPLICATION if strict else Level.CRASH, *filter(None, asked)])
+
+    def may_go_on(self) -> bool:
+        if self.waiter.interrupted and not self.interruption_told:
+            self.interruption_told = True
+            message = f"the session was interrupted by {self.waiter.interrupted}"
+            self.record.fail(Failure(Kind.SNAPSHOT_FAILED, self.record.phase, "", message))
+        return self.level >= self.required
+
+    @property
+    def hold_seconds(self) -> float:
+        return self.options.hold or self.found.settings.hold
+
+    # --- the phases ----------------------------------------------------------------------------
+
+    def check(self) -> None:
+        self.record.enter("check", f"Session {self.id} begins", Event.STARTED)
+        self.recover()
+        self.found = checks.inspect(self.options.etc)
+        for problem in self.found.problems:
+            subject = problem.subject or problem.path
+            if problem.severity is Severity.ERROR:
+                self.record.fail(Failure(problem.kind, "check", subject, problem.message))
+            else:
+                self.record.note(problem.message)
+        self.required = self.what_is_required()
+        self.prepare()
+
+    def recover(self) -> None:
+        """Clean up after a session that was killed, so far as recovery.py could not. We hold the
+        lock, so nobody else is about to."""
+        left = thaw_earlier(self.options.run, self.record.note)
+        if left:
+            self.record.fail(Failure(Kind.THAW_FAILED, "check", "", left))
+            self.may_freeze = False  # the list of what is still frozen must not be lost
+        remove_tree(self.options.run / "scripts")
+        remove_tree(self.options.run / "tmp")
+        make_private(self.temporary)
+
+    def pre(self) -> None:
+        self.record.enter("pre", "Running pre-scripts")
+        self.supervise(self.found.runnable)
+        self.run_scripts([s for s in self.scripts if s.app.pre], {})
+
+    def supervise(self, apps: list[App]) -> None:
+        """Start a supervisor for each app's scripts."""
+        grace = self.found.settings.kill_grace
+        for app in apps:
+            try:
+                self.scripts.append(
+                    AppScripts(
+                        app,
+                        self.id,
+                        self.options.run,
+                        grace,
+                        self.lock,
+                        self.journal,
+                        LINES // len(apps),
+                    )
+                )
+            except OSError as e:
+                kinds = SCRIPT["pre" if app.pre else "post"]
+                message = f"cannot prepare to run its scripts: {e.filename or ''}: {e.strerror}"
+                self.record.fail(Failure(kinds.failed, self.record.phase, app.name, message))
+
+    def freeze(self) -> None:
+        if not (self.options.fsfreeze and self.freezing and self.may_freeze):
+            return
+        self.record.enter("presync", "Writing out what is dirty")
+        settings = self.found.settings
+        plan = make_plan(
+            self.options.only or settings.only, (*self.options.exclude, *settings.exclude)
+        )
+        for pattern in plan.idle:
+            self.record.note(f"{pattern}: nothing is mounted there to be excluded")
+        self.freezer = freezer = Freezer(
+            self.options.run, self.id, settings.freeze_timeout, self.hold_seconds, self.waiter
+        )
+        try:
+            if self.record.fail(*freezer.open(plan)) or self.record.fail(*freezer.start(self.lock)):
+                return
+        except OSError as e:  # out of descriptors or memory
+            message = f"cannot prepare the freeze: {e.strerror}"
+            self.record.fail(Failure(Kind.FREEZE_FAILED, "freeze", "", message))
+            return
+        if freezer.unlocked:
+            self.record.note(
+                f"the guard could not lock its memory: {os.strerror(freezer.unlocked)}"
+            )
+        flush_gently({os.fstat(f.fd).st_dev for f in freezer.filesystems}, self.waiter)
+        freezer.presync()
+        self.record.enter("freeze", f"Filesystems to freeze: {len(freezer.filesystems)}")
+        # From here to the thaw: no file, no journal, no import, no terminal.
+        self.journal.hold()
+        if not self.waiter.interrupted:
+            self.record.fail(*freezer.freeze())
+        if freezer.held_at is None:
+            self.journal.release()
+        else:
+            count = f"Filesystems frozen: {len(freezer.filesystems)}"
+            self.record.tell(count, Event.FROZEN)
+
+    def thaw(self) -> None:
+        if self.thawed:
+            return
+        self.thawed = True
+        if self.freezer is None:
+            return
+        self.record.mark("thaw")
+        self.record.phase = "thaw"
+        try:
+            if self.freezer.held_at is not None:
+                self.record.fail(*self.freezer.thaw())
+        finally:
+            self.freezer.close()
+            self.journal.release()
+        self.record.show_phase("thaw")
+        count = sum(1 for f in self.freezer.filesystems if f.thawed_at is not None)
+        self.record.tell(f"Filesystems thawed: {count}", Event.THAWED)
+
+    def post(self) -> None:
+        self.record.enter("post", "Running post-scripts")
+        wanted = [s for s in self.scripts if s.app.post and (s.pre_started or s.app.pre is None)]
+        outcome = "success" if self.succeeded else "failed"
+        self.run_scripts(
+            wanted, {"VMSNAP_OUTCOME": outcome, "VMSNAP_CONSISTENCY": self.reached.word}
+        )
+
+    def clean_up(self) -> None:
+        for scripts in self.scripts:
+            scripts.finish(self.waiter)
+
+    def report(self) -> Result:
+        self.record.enter("report", "Reporting")
+        self.dismiss()
+        remove_tree(self.temporary)
+        with contextlib.suppress(OSError):
+            self.temporary.parent.rmdir()
+        result = self.result()
+        for trouble in (
+            keep(result, self.options.run, self.options.state, self.waiter, self.lock),
+            write_metrics(result, self.found.settings.textfile, self.waiter, self.lock),
+        ):
+            if trouble:
+                self.record.note(trouble)
+        tell_end(self.journal, result)
+        progress.forget(self.options.run, self.id)
+        return result
+
+    # --- scripts -------------------------------------------------------------------------------
+
+    def run_scripts(self, wanted: list[AppScripts], env: dict[str, str]) -> None:
+        phase = self.record.phase
+
+        def tell(scripts: AppScripts, heard: ScriptRun | int) -> None:
+            if isinstance(heard, ScriptRun):
+                self.script_ended(scripts.app.name, phase, heard)
+            else:
+                self.record.mark(f"{phase}-attempt {heard}", scripts.app.name)
+
+        run_scripts(wanted, phase, env, self.waiter, tell, heed=phase == "pre")
+
+    def script_ended(self, name: str, phase: str, run: ScriptRun) -> None:
+        self.runs[name, phase] = run
+        self.record.mark(f"{phase}-ended", name)
+        self.journal.send(
+            f"{phase}-script of {name} " + (run.words or f"succeeded in {run.seconds:.3f} s"),
+            Event.SCRIPT_ENDED.value,
+            VMSNAP_APP=name,
+            VMSNAP_PHASE=phase,
+        )
+        if not run.ok:
+            kinds = SCRIPT[phase]
+            kind = kinds.timeout if run.timed_out else kinds.failed
+            self.record.fail(Failure(kind, phase, name, run.message(phase, name)))
+
+    # --- what is known -------------------------------------------------------------------------
+
+    @property
+    def reached(self) -> Level:
+        return self.level if self.taken else Level.NONE
+
+    @property
+    def succeeded(self) -> bool:
+        return self.taken and self.level >= self.required
+
+    def result(self) -> Result:
+        return result_of(
+            self.id,
+            self.started,
+            self.record,
+            self.reached,
+            self.required,
+            self.found.apps,
+            self.runs,
+            self.freezer,
+            self.snapshot_result(),
+        )
+
+    def show(self, phase: str) -> None:
+        """Let everybody see how far the session is; not while anything is frozen."""
+        self.publish(phase)
+        self.shown(phase)
+
+    def publish(self, phase: str) -> bool:
+        """The same, in the run directory only. False if there is no room."""
+        freezer = self.freezer
+        frozen = freezer.filesystems if freezer and freezer.holding else ()
+        return progress.write(
+            self.options.run,
+            Progress(
+                session=self.id,
+                phase=phase,
+                engine=os.getpid(),
+                invocation=os.environ.get("INVOCATION_ID", ""),
+                held=self.held,
+                etc=str(self.options.etc),
+                consistency=self.level.word,
+                required=self.required.word,
+                started=self.started.isoformat(timespec="milliseconds"),
+                apps=tuple(app.name for app in self.found.runnable),
+                filesystems=tuple(f.entry.mount for f in frozen if f.frozen_at is not None),
+                hold_ends=self.hold_ends if phase == "snapshot" else None,
+                since=time.monotonic(),
+            ),
+        )

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting processes: programs by spawn, pieces of vmsnap itself by fork. All are started here."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmsnap.system.waiter import Waiter
+
+PR_SET_NAME = 15  # linux/prctl.h
+READ_BYTES = 1 << 16
+PIPE_READS = 4  # more than a pipe holds: the rest is from a child that writes without end
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def spawn(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    stdin: int,
+    stdout: int,
+    stderr: int,
+    inherit: Iterable[int] = (),
+) -> int:
+    """Start a program in a session of its own and return its pid. Raises OSError.
+
+    It inherits the three descriptors given, those of `inherit` under their own numbers and no
+    others; all signals are back to their defaults. A script without #! is run by /bin/sh, as a
+    shell does it.
+    """
+    actions = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((stdin, stdout, stderr))]
+    # Duplicating a descriptor onto itself makes it survive the exec (glibc 2.29).
+    actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in inherit]
+    uncatchable = {signal.SIGKILL, signal.SIGSTOP}
+
+    def start(command: list[str]) -> int:
+        return os.posix_spawn(
+            command[0],
+            command,
+            env,
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=signal.valid_signals() - uncatchable,
+        )
+
+    try:
+        return start(list(argv))
+    except OSError as e:
+        if e.errno != errno.ENOEXEC:
+            raise
+    return start(["/bin/sh", *argv])
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a program ended: by `exit` or by `signal`; or, in words, why nobody knows: `error`."""
+
+    exit: int | None = None
+    signal: int | None = None
+    error: str = ""
+    timed_out: bool = False
+    stopped: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return self.exit == 0 and not (self.timed_out or self.stopped)
+
+    @property
+    def words(self) -> str:
+        if self.timed_out:
+            return "did not end in time"
+        if self.stopped:
+            return "was stopped"
+        if self.error:
+            return self.error
+        if self.signal is not None:
+            return f"was killed by {signal.Signals(self.signal).name}"
+        return f"ended with exit code {self.exit}"
+
+
+def fork(body: Callable[[], None], name: str, keep: Collection[int]) -> int:
+    """Run `body` in a child of a session of its own, with no descriptors but `keep`.
+
+    Closing the others matters above all for our ends of other children's pipes and sockets: their
+    end of file is how these hear of our death.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        # Else a signal would write a byte to whatever gets the number of our waiter's pipe.
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        os.setsid()
+        for word in os.listdir("/proc/self/fd"):
+            if int(word) not in keep:
+                with contextlib.suppress(OSError):
+                    os.close(int(word))
+        libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+        body()
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
+
+
+def in_child(
+    body: Callable[[int], None],
+    name: str,
+    keep: Collection[int],
+    waiter: Waiter,
+    seconds: float,
+    heed: bool = False,
+) -> bytes | None:
+    """Run `body` in a child and return what it wrote to the descriptor that it is given.
+
+    For calls that may hang: a process that is inside one cannot end. None if the child is not done
+    within `seconds`, or when interrupted if `heed`; it is then left to itself.
+    """
+    read, write = os.pipe()
+    try:
+        pid = fork(lambda: body(write), name, {2, write, *keep})
+    except OSError:
+        os.close(read)
+        raise
+    finally:
+        os.close(write)
+    said = b""
+    deadline = time.monotonic() + seconds
+    try:
+        while time.monotonic() < deadline and not (heed and waiter.interrupted):
+            if read in waiter.wait([read], deadline):
+                data = os.read(read, READ_BYTES)
+                if not data:
+                    return said
+                said += data
+        return None
+    finally:
+        os.close(read)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+
+def output_of(argv: Sequence[str]) -> tuple[int, str, str]:
+    """Run a program of the system to its end; return its exit code, output and error output. Not
+    for anything that is anybody else's, or while anything is frozen. Raises OSError."""
+    import subprocess  # late: takes 10 ms
+
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return (
+        done.returncode,
+        done.stdout.decode("utf-8", "replace"),
+        done.stderr.decode("utf-8", "replace"),
+    )
+
+
+def ending_of(status: int) -> Ending:
+    if os.WIFSIGNALED(status):
+        return Ending(signal=os.WTERMSIG(status))
+    return Ending(exit=os.WEXITSTATUS(status))
+
+
+def drain(fd: int, take: Callable[[bytes], None], reads: int) -> bool:
+    """Pass on what a non-blocking pipe holds now. False once it has ended."""
+    for _ in range(reads):
+        try:
+            data = os.read(fd, READ_BYTES)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        take(data)
+    return True
+
+
+def descendants(*ancestors: int) -> set[int]:
+    """All living processes below `ancestors`. Zombies are dead."""
+    if not ancestors:
+        return set()
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                stat = Path("/proc", name, "stat").read_bytes()
+                # proc(5): the name in parentheses may hold anything, also parentheses.
+                state, parent = stat[stat.rindex(b")") + 2 :].split(b" ", 2)[:2]
+                if state not in (b"Z", b"X"):
+                    children.setdefault(int(parent), []).append(int(name))
+    found: set[int] = set()
+    queue = list(ancestors)
+    while queue:
+        for child in children.get(queue.pop(), ()):
+            found.add(child)
+            queue.append(child)
+    return found
