@@ -97,3 +97,13 @@ def forget(run: Path, session: str) -> None:
     if found and found.session == session:
         with contextlib.suppress(OSError):
             (run / PROGRESS).unlink()
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def what_is_held(progress: Progress) -> str:
+    if progress.filesystems:
+        return f"{plural(len(progress.filesystems), 'filesystem')} frozen"
+    return f"{plural(len(progress.apps), 'app')} quiesced, nothing frozen"

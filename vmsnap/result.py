@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import uuid
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from vmsnap.errors import Failure
+from vmsnap.errors import Failure, Impossible
 
 VERSION = 1
 LAST = "last-result.json"  # in the run directory, and for after a boot in the state directory
@@ -176,3 +178,21 @@ def refused(failure: Failure) -> Result:
         snapshot=None,
         timeline=(),
     )
+
+
+class ResultUnreadable(Impossible):
+    """There is a result, but not one that this program can read."""
+
+
+def last_result(*directories: Path) -> Result | None:
+    """The last session's result, from the first directory that has one. Raises
+    ResultUnreadable."""
+    for directory in directories:
+        path = directory / LAST
+        try:
+            return from_json(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            continue
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            raise ResultUnreadable(f"{path}: found no result that can be read: {e}") from None
+    return None

@@ -14,10 +14,11 @@ import pytest
 
 from vmsnap import __version__
 from vmsnap.cli.arguments import EXAMPLES, FAILED, IN_PROGRESS, LEVELS, NOT_ROOT, OK, USAGE, parser
-from vmsnap.config.app import SETTINGS, Settings, parse_settings, schema
+from vmsnap.config.app import schema
+from vmsnap.config.settings import SETTINGS, Settings, parse_settings
 from vmsnap.consistency import AT_MOST, Level
 from vmsnap.errors import Kind
-from vmsnap.freeze.thaw import FROZEN_LIST
+from vmsnap.freeze.frozen_list import FROZEN_LIST
 from vmsnap.journal.sender import Event
 from vmsnap.progress import PROGRESS, Progress
 from vmsnap.provision.quiescers import QUIESCERS

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from vmsnap.config import app as config
-from vmsnap.provision.apply import init
+from vmsnap.config.settings import parse_settings
+from vmsnap.provision.init import init
 from vmsnap.provision.quiescers import QUIESCERS
 
 from .worlds import Etc, installed_quiescers
@@ -59,7 +60,7 @@ def test_the_readme_names_every_example_and_no_other() -> None:
 def test_the_command_that_the_readme_schedules_can_be_read() -> None:
     (text,) = re.findall(r"```ini\n(.*?)```", README, re.S)
     values: dict[str, object] = {}
-    assert config.parse_settings(text, "snapshot.conf", values) == []
+    assert parse_settings(text, "snapshot.conf", values) == []
     (command,) = values.values()
     assert isinstance(command, tuple)
     assert Path(command[0]).name in COMMANDS

@@ -41,9 +41,9 @@ class LeftFrozen(Impossible):
 
 
 def init_command(arguments: argparse.Namespace) -> int:
-    from vmsnap.config.app import PLAIN_WORD
     from vmsnap.config.checks import APP_NAME
-    from vmsnap.provision.apply import init
+    from vmsnap.config.formats import PLAIN_WORD
+    from vmsnap.provision.init import init
     from vmsnap.provision.quiescers import QUIESCERS
 
     name = arguments.quiesce if arguments.name is None else arguments.name
@@ -68,6 +68,7 @@ def init_command(arguments: argparse.Namespace) -> int:
 def integrate_command(arguments: argparse.Namespace) -> int:
     from vmsnap.platforms import agent_service, integrate
     from vmsnap.report import text as report
+    from vmsnap.report.tables import problem_list
     from vmsnap.session import lock
 
     if arguments.etc != Path("/etc"):
@@ -111,7 +112,7 @@ def integrate_command(arguments: argparse.Namespace) -> int:
                 print("nothing is connected")
             show_integration(arguments, done)
             if found.problems:
-                complain(report.problem_list(found.problems, report.Paint(colourful(sys.stderr))))
+                complain(problem_list(found.problems, report.Paint(colourful(sys.stderr))))
         for words in wrong:
             complain(f"vmsnap integrate: {words}")
     return FAILED if wrong or found.errors else OK
@@ -255,7 +256,7 @@ def failure(arguments: argparse.Namespace, words: str) -> Provisioning:
 def end_killed_session(arguments: argparse.Namespace, lock: int) -> None:
     """As everybody does who gets the lock; and before the thaw nothing can be written."""
     from vmsnap import progress
-    from vmsnap.freeze.thaw import FROZEN_LIST
+    from vmsnap.freeze.frozen_list import FROZEN_LIST
     from vmsnap.session.recovery import conclude
     from vmsnap.system.waiter import Waiter
 

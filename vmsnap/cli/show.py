@@ -7,9 +7,14 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmsnap.cli.arguments import FAILED, OK
 from vmsnap.cli.terminal import colourful, complain, is_journal, print_json
+
+if TYPE_CHECKING:
+    from vmsnap.config.checks import Inspection
+    from vmsnap.freeze.plan import Plan
 
 IN_ORDER = "everything is in order"
 
@@ -22,6 +27,7 @@ def check_command(arguments: argparse.Namespace) -> int:
     from vmsnap.platforms import detect, diagnose, integrate
     from vmsnap.provision import status
     from vmsnap.report import text as report
+    from vmsnap.report.tables import problem_line, problem_list
     from vmsnap.session.notify import Manager
 
     # Before anything is checked, so that no change is missed in between.
@@ -31,8 +37,8 @@ def check_command(arguments: argparse.Namespace) -> int:
     settings = found.settings
     plan = make_plan(arguments.only or settings.only, (*arguments.exclude, *settings.exclude))
     if all(app.freeze for app in found.apps):
-        checks.inspect_filesystems(found, plan, arguments.run)
-    checks.inspect_remains(found, arguments.run)
+        inspect_filesystems(found, plan, arguments.run)
+    inspect_remains(found, arguments.run)
     if arguments.etc == Path("/etc"):  # the agents know no other
         diagnose.inspect(found, arguments.state)
     failed = status.failed(arguments.state, arguments.run)
@@ -46,7 +52,7 @@ def check_command(arguments: argparse.Namespace) -> int:
         if is_journal(1):
             tell_problems(found.problems)
         elif found.problems:
-            print(report.problem_list(found.problems, paint))
+            print(problem_list(found.problems, paint))
         names = ", ".join(app.name for app in found.runnable) or "none"
         platform = f"{detect.distribution()} on {detect.hypervisor() or 'unknown hardware'}"
         print(f"host: {platform}")
@@ -54,14 +60,42 @@ def check_command(arguments: argparse.Namespace) -> int:
         print(f"apps that would run: {names}")
         print(f"filesystems that would be frozen: {len(plan.acted_on)} (`vmsnap plan`)")
         print(paint(IN_ORDER, "success") if ok else paint("not in order", "failed"))
-    Manager().tell(f"STATUS={IN_ORDER if ok else report.problem_line(found.errors[0])}")
+    Manager().tell(f"STATUS={IN_ORDER if ok else problem_line(found.errors[0])}")
     return OK if ok else FAILED
+
+
+def inspect_filesystems(found: Inspection, plan: Plan, run: Path) -> None:
+    """Check that everything in the plan could be frozen, by opening it and closing it again."""
+    from vmsnap.errors import Kind
+    from vmsnap.freeze.filesystem import open_plan
+
+    pinned, failures = open_plan(plan, run)
+    for filesystem in pinned:
+        os.close(filesystem.fd)
+    for pattern in plan.idle:
+        found.warn(
+            Kind.FREEZE_FAILED, pattern, f"{pattern}: nothing is mounted there to be excluded"
+        )
+    for failure in failures:
+        found.error(failure.kind, failure.subject, failure.message)
+
+
+def inspect_remains(found: Inspection, run: Path) -> None:
+    """Check that no session was killed and left filesystems frozen."""
+    from vmsnap.errors import Kind
+    from vmsnap.freeze.frozen_list import FROZEN_LIST
+    from vmsnap.session.lock import holder
+
+    listed = run / FROZEN_LIST
+    if listed.exists() and not holder(run):
+        message = f"{listed}: found a list of filesystems that a killed session has left frozen"
+        found.error(Kind.THAW_FAILED, str(listed), message)
 
 
 def plan_command(arguments: argparse.Namespace) -> int:
     from vmsnap.config import checks
     from vmsnap.freeze.plan import make_plan
-    from vmsnap.report import text as report
+    from vmsnap.report.tables import plan_table
 
     only, exclude = arguments.only, arguments.exclude
     if os.geteuid() == 0:
@@ -75,22 +109,23 @@ def plan_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([entry.to_json() for entry in plan.entries])
     else:
-        print(report.plan_table(plan))
+        print(plan_table(plan))
     return FAILED if plan.unmatched else OK
 
 
 def status_command(arguments: argparse.Namespace) -> int:
     from vmsnap import progress
-    from vmsnap.freeze.thaw import FROZEN_LIST
+    from vmsnap.freeze.frozen_list import FROZEN_LIST
     from vmsnap.provision import status
     from vmsnap.report import text as report
-    from vmsnap.service import client
+    from vmsnap.report.summary import in_progress, lost, summary, timeline
+    from vmsnap.result import last_result
     from vmsnap.session import lock
 
     holder = lock.holder(arguments.run)
     now = progress.read(arguments.run)
     paint = report.Paint(colourful(sys.stdout))
-    last = client.last_result(arguments.run, arguments.state)
+    last = last_result(arguments.run, arguments.state)
     provisioning = status.recorded(arguments.state)
     failed = status.failed(arguments.state, arguments.run)
     if arguments.json:
@@ -103,13 +138,13 @@ def status_command(arguments: argparse.Namespace) -> int:
             }
         )
     elif now and holder:
-        print(report.in_progress(now))
+        print(in_progress(now))
     elif holder:
         print(f"In progress: {'' if holder.startswith('vmsnap ') else 'session '}{holder}")
     elif now:
-        print(report.lost(now, (arguments.run / FROZEN_LIST).exists(), paint))
+        print(lost(now, (arguments.run / FROZEN_LIST).exists(), paint))
     elif last:
-        print(f"{report.summary(last, paint)}\n\n{report.timeline(last)}")
+        print(f"{summary(last, paint)}\n\n{timeline(last)}")
     else:
         print("No session yet.")
     if failed and not arguments.json:
@@ -120,20 +155,21 @@ def status_command(arguments: argparse.Namespace) -> int:
 def history_command(arguments: argparse.Namespace) -> int:
     from vmsnap.report import history
     from vmsnap.report import text as report
+    from vmsnap.report.tables import history_table
 
     sessions = history.history(arguments.since)
     if arguments.json:
         print_json([result.to_json() for result in sessions])
     else:
-        print(report.history_table(sessions, report.Paint(colourful(sys.stdout))))
+        print(history_table(sessions, report.Paint(colourful(sys.stdout))))
     return OK
 
 
 def plot_command(arguments: argparse.Namespace) -> int:
     from vmsnap.report import history, plot
-    from vmsnap.service import client
+    from vmsnap.result import last_result
 
-    last = client.last_result(arguments.run, arguments.state)
+    last = last_result(arguments.run, arguments.state)
     known = history.find(arguments.session, history.history())
     if last and last.session.startswith(arguments.session) and last not in known:
         known.append(last)

@@ -26,7 +26,7 @@ from vmsnap.cli.terminal import (
 
 if TYPE_CHECKING:
     from vmsnap.result import Result
-    from vmsnap.session.session import Options
+    from vmsnap.session.options import Options
 
 
 class Refused(Exception):
@@ -42,7 +42,7 @@ class NoCommand(Exception):
 
 
 def options_of(arguments: argparse.Namespace, command: tuple[str, ...] = ()) -> Options:
-    from vmsnap.session.session import Options
+    from vmsnap.session.options import Options
 
     return Options(
         command=command,
@@ -59,6 +59,7 @@ def options_of(arguments: argparse.Namespace, command: tuple[str, ...] = ()) -> 
 
 def run_command(arguments: argparse.Namespace) -> int:
     from vmsnap.report import text as report
+    from vmsnap.report.summary import summary, timeline
     from vmsnap.result import new_session_id
     from vmsnap.session import lock
     from vmsnap.session.notify import Manager, verdict
@@ -86,7 +87,7 @@ def run_command(arguments: argparse.Namespace) -> int:
             print_json(result.to_json())
         elif not is_journal(2):  # which knows it all already
             paint = report.Paint(colourful(sys.stderr))
-            complain(f"{report.summary(result, paint)}\n\n{report.timeline(result)}")
+            complain(f"{summary(result, paint)}\n\n{timeline(result)}")
     return OK if result.ok else FAILED
 
 
@@ -108,6 +109,7 @@ def configured_command(arguments: argparse.Namespace) -> tuple[str, ...]:
 def freeze_command(arguments: argparse.Namespace) -> int:
     from vmsnap.progress import Progress
     from vmsnap.report import text as report
+    from vmsnap.report.summary import held
     from vmsnap.service import client
 
     insist_on_run_directory(arguments)
@@ -128,7 +130,7 @@ def freeze_command(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json({**began.to_json(), "outcome": "held"})
         else:
-            print(report.held(began, report.Paint(colourful(sys.stdout))))
+            print(held(began, report.Paint(colourful(sys.stdout))))
     return OK
 
 
@@ -158,15 +160,17 @@ def thaw_command(arguments: argparse.Namespace) -> int:
 
 def finish(arguments: argparse.Namespace, result: Result) -> int:
     """Print a result, for whoever asked for the session."""
+
     from vmsnap.report import text as report
+    from vmsnap.report.summary import summary
 
     with whoever_reads():
         if arguments.json:
             print_json(result.to_json())
         elif result.ok:
-            print(report.summary(result, report.Paint(colourful(sys.stdout))))
+            print(summary(result, report.Paint(colourful(sys.stdout))))
         else:
-            complain(report.summary(result, report.Paint(colourful(sys.stderr))))
+            complain(summary(result, report.Paint(colourful(sys.stderr))))
     return OK if result.ok else FAILED
 
 
@@ -194,7 +198,8 @@ def hook_command(arguments: argparse.Namespace) -> int:
     from vmsnap.journal.sender import Event, Journal, Priority
     from vmsnap.platforms import hook
     from vmsnap.report import text as report
-    from vmsnap.session.session import Options
+    from vmsnap.report.summary import summary
+    from vmsnap.session.options import Options
 
     agent = hook.AGENTS[arguments.agent]
     if arguments.event not in agent.events:
@@ -216,7 +221,7 @@ def hook_command(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json({"ending": ending.name, "result": result.to_json() if result else None})
         else:
-            words = "" if result is None else report.summary(result, report.Paint(False))
+            words = "" if result is None else summary(result, report.Paint(False))
             complain(f"{told}\n{words}".rstrip())
     return agent.codes.get(ending, OK if done else FAILED)
 

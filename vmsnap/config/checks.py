@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from vmsnap.config import app as config
-from vmsnap.config.app import App, Incorrect, Script, Settings
+from vmsnap.config.app import App, Script
+from vmsnap.config.azure import AZURE_HOOKS, LONGEST_SCRIPT, parse_plugin_host, parse_vmbackup
+from vmsnap.config.formats import PLAIN_WORD, Incorrect
+from vmsnap.config.settings import Settings, parse_settings
 from vmsnap.errors import SCRIPT, Kind, Problem, Severity
-from vmsnap.freeze.filesystem import open_plan
-from vmsnap.freeze.plan import Plan
-from vmsnap.freeze.thaw import FROZEN_LIST
-from vmsnap.session.lock import holder
 from vmsnap.system.trusted import Unreadable, Untrusted, open_trusted, read_text
 
-# How Azure's extension calls us (platforms/agent.py). An app of Azure's file that is these is none.
-AZURE_HOOKS = {"pre": "/etc/vmsnap/azure/pre", "post": "/etc/vmsnap/azure/post"}
 APP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -81,12 +78,12 @@ def inspect_settings(found: Inspection, etc: Path) -> None:
     # Azure never asked for a mode here, so being readable is no error; being writable is.
     text = read(found, kind, vmbackup, forbidden=0o022)
     if text is not None:
-        attempt(found, kind, vmbackup, lambda: config.parse_vmbackup(text, str(vmbackup), values))
+        attempt(found, kind, vmbackup, lambda: parse_vmbackup(text, str(vmbackup), values))
     main = etc / "vmsnap/vmsnap.conf"
     for path in [main, *directory(found, kind, etc / "vmsnap/vmsnap.conf.d", ".conf")]:
         content = read(found, kind, path)
         if content is not None:
-            parse = partial(config.parse_settings, content, str(path), values)
+            parse = partial(parse_settings, content, str(path), values)
             for warning in attempt(found, kind, path, parse) or ():
                 found.warn(kind, str(path), warning)
     found.settings = Settings(**values)
@@ -117,11 +114,11 @@ def azure_apps(found: Inspection, etc: Path) -> tuple[float, list[Path]]:
                 found,
                 Kind.INCORRECT_PLUGINHOST_FILE,
                 host,
-                lambda: config.parse_plugin_host(text, str(host)),
+                lambda: parse_plugin_host(text, str(host)),
             )
         )
         if parsed is None:
-            return config.LONGEST_SCRIPT, []
+            return LONGEST_SCRIPT, []
         cap, paths = parsed
         for missing in [path for path in paths if not os.path.lexists(path)]:
             found.error(
@@ -131,7 +128,7 @@ def azure_apps(found: Inspection, etc: Path) -> tuple[float, list[Path]]:
             )
         return cap, [Path(path) for path in paths if os.path.lexists(path)]
     default = etc / "azure/VMSnapshotScriptPluginConfig.json"
-    return config.LONGEST_SCRIPT, [default] if os.path.lexists(default) else []
+    return LONGEST_SCRIPT, [default] if os.path.lexists(default) else []
 
 
 def inspect_app(
@@ -165,7 +162,7 @@ def inspect_app(
         found.error(
             kind,
             str(path),
-            f"{path}: found the app name {app.name!r}, expected {config.PLAIN_WORD}; "
+            f"{path}: found the app name {app.name!r}, expected {PLAIN_WORD}; "
             "set appName or rename the file",
         )
         return
@@ -228,30 +225,6 @@ def inspect_script(
             "executable by its owner",
         )
     return replace(script, identity=(status.st_dev, status.st_ino))
-
-
-# --- filesystems -------------------------------------------------------------------------------
-
-
-def inspect_filesystems(found: Inspection, plan: Plan, run: Path) -> None:
-    """Check that everything in the plan could be frozen, by opening it and closing it again."""
-    pinned, failures = open_plan(plan, run)
-    for filesystem in pinned:
-        os.close(filesystem.fd)
-    for pattern in plan.idle:
-        found.warn(
-            Kind.FREEZE_FAILED, pattern, f"{pattern}: nothing is mounted there to be excluded"
-        )
-    for failure in failures:
-        found.error(failure.kind, failure.subject, failure.message)
-
-
-def inspect_remains(found: Inspection, run: Path) -> None:
-    """Check that no session was killed and left filesystems frozen."""
-    listed = run / FROZEN_LIST
-    if listed.exists() and not holder(run):
-        message = f"{listed}: found a list of filesystems that a killed session has left frozen"
-        found.error(Kind.THAW_FAILED, str(listed), message)
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnap.errors import Failure, Kind
-from vmsnap.freeze.mountinfo import mount_id
 from vmsnap.freeze.plan import Entry, Plan
 from vmsnap.result import FilesystemResult
+from vmsnap.system.files import mount_id
 
 
 @dataclass

@@ -22,8 +22,9 @@ from pathlib import Path
 from vmsnap.errors import Failure, Kind
 from vmsnap.freeze.failures import freeze_failures, guard_failures, thaw_failures
 from vmsnap.freeze.filesystem import Filesystem, open_plan
+from vmsnap.freeze.frozen_list import FROZEN_LIST
 from vmsnap.freeze.plan import Action, Plan
-from vmsnap.freeze.thaw import FROZEN_LIST, STEP_PATIENCE, rcu_expedited, restore_rcu, thaw_all
+from vmsnap.freeze.thaw import STEP_PATIENCE, rcu_expedited, restore_rcu, thaw_all
 from vmsnap.result import FilesystemResult
 from vmsnap.system.files import write_atomically
 from vmsnap.system.process import in_child, spawn

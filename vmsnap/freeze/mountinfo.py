@@ -100,11 +100,3 @@ def other_namespaces(proc: Path) -> list[int]:
                 seen.add(namespace)
                 found.append(pid)
     return found
-
-
-def mount_id(fd: int) -> int:
-    """proc(5), /proc/PID/fdinfo."""
-    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
-        if line.startswith("mnt_id:"):
-            return int(line.split()[1])
-    return -1

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmsnap.config.checks import AZURE_HOOKS
+from vmsnap.config.azure import AZURE_HOOKS
 from vmsnap.system.files import File
 
 VMSNAP = "/usr/bin/vmsnap"

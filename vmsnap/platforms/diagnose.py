@@ -12,8 +12,9 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
-from vmsnap.config import app as config
+from vmsnap.config.azure import parse_plugin_host
 from vmsnap.config.checks import Inspection
+from vmsnap.config.formats import Incorrect
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.platforms.agent import (
     CONNECTIONS,
@@ -201,8 +202,8 @@ def of_azure(connection: Connection, _: list[str], root: Path) -> Iterator[Findi
     """Without a plugin host file the extension has one that names ours."""
     ours, host = connection.files[-1].path, root / "etc/azure/VMSnapshotPluginHost.conf"
     named: tuple[str, ...] = ()
-    with contextlib.suppress(config.Incorrect):  # `vmsnap check` says so anyway
-        named = config.parse_plugin_host(text_of(host), str(host))[1]
+    with contextlib.suppress(Incorrect):  # `vmsnap check` says so anyway
+        named = parse_plugin_host(text_of(host), str(host))[1]
     if host.exists() and inside(root, ours) not in named:
         words = f"found no pluginConfigPath {inside(root, ours)}, expected one, or no such file"
         yield error(host, f"{host}: {words}")

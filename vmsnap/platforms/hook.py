@@ -24,7 +24,7 @@ from vmsnap.result import Result, new_session_id
 from vmsnap.service import client
 from vmsnap.service.client import Cut
 from vmsnap.session.lock import InProgress
-from vmsnap.session.session import Options
+from vmsnap.session.options import Options
 from vmsnap.system.files import write_atomically
 
 

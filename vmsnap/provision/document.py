@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vmsnap.config import app as config
+from vmsnap.config.formats import Incorrect, parse_json
+from vmsnap.config.settings import spelled
 from vmsnap.provision.validation import (
     Mistake,
     Mistaken,
@@ -63,9 +64,9 @@ class Document:
 def load(text: str, yaml: bool) -> object:
     """Raises Mistaken."""
     try:
-        found = load_yaml(text) if yaml else config.parse_json(text, "the document")
+        found = load_yaml(text) if yaml else parse_json(text, "the document")
         mistakes = list(not_json(found, ()))
-    except config.Incorrect as e:
+    except Incorrect as e:
         raise Mistaken([Mistake("", str(e))]) from None
     except RecursionError:
         raise Mistaken([Mistake("", "the document is nested too deep")]) from None
@@ -77,14 +78,14 @@ def load_yaml(text: str) -> object:
     try:
         import yaml  # late, and not there on every system: cloud-init brings it
     except ImportError:
-        raise config.Incorrect(
+        raise Incorrect(
             "PyYAML is not installed, which reads YAML; install it (python3-yaml, "
             "python3-pyyaml), or give the document as JSON, in a file named *.json"
         ) from None
 
     def refuse_at(mark: Any, words: str) -> NoReturn:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise config.Incorrect(f"the document{where}: {words}")
+        raise Incorrect(f"the document{where}: {words}")
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]
         """Without aliases, a few of which are enough to fill any memory; without tags, which can
@@ -190,7 +191,7 @@ def ini(conf: dict[str, dict[str, Any]]) -> str:
     lines = []
     for section, settings in conf.items():
         lines.append(f"\n[{section}]\n")
-        lines += [f"{key} = {config.spelled(value)}\n" for key, value in settings.items()]
+        lines += [f"{key} = {spelled(value)}\n" for key, value in settings.items()]
     return "".join(lines)
 
 

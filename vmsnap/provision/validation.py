@@ -22,6 +22,8 @@ from typing import Any
 
 from vmsnap.config import app as config
 from vmsnap.config import checks
+from vmsnap.config.formats import PLAIN_WORD, expectation
+from vmsnap.config.settings import SETTINGS, spelled
 from vmsnap.system.process import output_of
 from vmsnap.system.trusted import Unreadable, Untrusted, encodable, open_trusted
 
@@ -113,7 +115,7 @@ def against_schema(found: object) -> Iterator[Mistake]:
     for error in sorted(errors, key=lambda error: list(map(str, error.path))):
         path = tuple(error.path)
         if "propertyNames" in error.schema_path:
-            yield Mistake(shown((*path, error.instance)), f"expected {config.PLAIN_WORD}")
+            yield Mistake(shown((*path, error.instance)), f"expected {PLAIN_WORD}")
         elif error.validator == "additionalProperties":
             known = list(error.schema["properties"])
             for key in [key for key in error.instance if key not in known]:
@@ -124,7 +126,7 @@ def against_schema(found: object) -> Iterator[Mistake]:
             keys = error.schema.get("properties", ("a name",))
             yield Mistake(shown(path), f"nothing is in it, expected {' or '.join(keys)}")
         else:
-            wanted = config.expectation(error)
+            wanted = expectation(error)
             yield Mistake(shown(path), f"found {kind_of(error.instance)}, expected {wanted}")
 
 
@@ -148,7 +150,7 @@ def contradictions(found: dict[str, Any], apps: dict[str, Any]) -> Iterator[Mist
     for name, app in apps.items():
         path = ("apps", name) if "apps" in found else ()
         if not checks.APP_NAME.fullmatch(name):  # a $ in the schema also matches before "\n"
-            yield Mistake(shown(path or ("config", "appName")), f"expected {config.PLAIN_WORD}")
+            yield Mistake(shown(path or ("config", "appName")), f"expected {PLAIN_WORD}")
         if app.get("config", {}).get("appName", name) != name:
             yield Mistake(shown((*path, "config", "appName")), f"found a name that is not {name!r}")
         yield from script_mistakes(app, path)
@@ -221,13 +223,13 @@ def location_mistake(location: str) -> str:
 
 def setting_mistakes(section: str, key: str, value: object) -> Iterator[Mistake]:
     path = shown(("conf", section, key))
-    text = config.spelled(value)
+    text = spelled(value)
     if not text.isprintable():  # a newline would begin another setting
         yield Mistake(path, "expected one line of printable characters")
         return
     try:
         if text.strip():
-            config.SETTINGS[section, key][1](text.strip())
+            SETTINGS[section, key][1](text.strip())
     except ValueError as e:
         yield Mistake(path, f"expected {e}")
 
@@ -252,7 +254,7 @@ def of_timer(timer: Any, conf: dict[str, Any], etc: Path) -> Iterator[Mistake]:
         return
     if wrong:
         yield Mistake("timer", "expected a time to come, as in systemd.time(7): daily")
-    command: Any = config.spelled(conf.get("snapshot", {}).get("command", "")).strip()
+    command: Any = spelled(conf.get("snapshot", {}).get("command", "")).strip()
     if "command" not in conf.get("snapshot", {}):
         settings = checks.Inspection()
         checks.inspect_settings(settings, etc)

@@ -14,6 +14,7 @@ from functools import cached_property
 from xml.sax.saxutils import escape
 
 from vmsnap.report import text as report
+from vmsnap.report.summary import FROZEN_PHASES, script_words, summary
 from vmsnap.result import FilesystemResult, Result, ScriptResult
 
 WIDTH, MARGIN, TOP = 1000, 24, 146  # pixels, as all that follows; the panels begin at TOP
@@ -126,7 +127,7 @@ def svg(result: Result) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
         f'height="{height}" role="img" aria-labelledby="title desc">',
         f'<title id="title">vmsnap session {clean(result.session)}</title>',
-        f'<desc id="desc">{clean(one_line(report.summary(result, report.Paint(False))))}</desc>',
+        f'<desc id="desc">{clean(one_line(summary(result, report.Paint(False))))}</desc>',
         f"<style>\n{STYLE}\n</style>",
         f'<clipPath id="labels"><rect width="{NOTES - 110}" height="{height}"/></clipPath>',
         rect("page", 0, 0, WIDTH, height),
@@ -150,7 +151,7 @@ def make_panels(story: Story) -> Iterator[Panel]:
         "session", "Whole session", TOP, 0.0, story.result.seconds, tuple(session_rows(story))
     )
     yield whole
-    spans = [story.phases[name] for name in report.FROZEN_PHASES if name in story.phases]
+    spans = [story.phases[name] for name in FROZEN_PHASES if name in story.phases]
     if spans and story.times("freezing"):
         begin, end = min(b for b, _ in spans), max(e for _, e in spans)
         rows = (*story.stall(), *filesystem_rows(story, end), *snapshot_rows(story))
@@ -183,7 +184,7 @@ def script_row(story: Story, phase: str, app: str, script: ScriptResult | None) 
     begin = marks[0].begin if marks else story.phases[phase][0]
     # Not to its `-ended`: all of those are from when the last app's script had ended.
     end, ok = begin + script.seconds, script.exit == 0 and not script.timed_out
-    bar = Bar("script" if ok else "failed", begin, end, f"{words}, {report.script(script)}")
+    bar = Bar("script" if ok else "failed", begin, end, f"{words}, {script_words(script)}")
     return Row(app, took(script.seconds, ok), (bar, *marks), 1)
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from vmsnap.freeze.thaw import thaw_after_death
+from vmsnap.freeze.frozen_list import thaw_after_death
 from vmsnap.system.process import PIPE_READS, Ending, descendants, drain, ending_of, fork, libc
 from vmsnap.system.waiter import Waiter
 

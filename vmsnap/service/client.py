@@ -8,7 +8,6 @@ anything, so nothing ends with them: what a killed caller began is thawed at the
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -19,14 +18,14 @@ from typing import TYPE_CHECKING
 from vmsnap import progress
 from vmsnap.errors import Impossible
 from vmsnap.progress import Progress
-from vmsnap.result import LAST, Result, from_json
+from vmsnap.result import Result, last_result
 from vmsnap.service.vouch import FAILED, TAKEN, forget, say
 from vmsnap.session import lock
 from vmsnap.session.lock import InProgress
 from vmsnap.system.process import output_of
 
 if TYPE_CHECKING:
-    from vmsnap.session.session import Options
+    from vmsnap.session.options import Options
 
 UNIT = "vmsnap-session.service"
 BOOTED = Path("/run/systemd/system")  # sd_booted(3)
@@ -47,10 +46,6 @@ class NoSession(Exception):
 
 class Cut(BaseException):
     """Whoever waits for a session waits no longer, and not for its end either."""
-
-
-class ResultUnreadable(Impossible):
-    """There is a result, but not one that this program can read."""
 
 
 def freeze(
@@ -191,20 +186,6 @@ def result_of(session: str, *directories: Path) -> Result | None:
     """The result of this session, if it is the last one anywhere."""
     found = (last_result(directory) for directory in directories)
     return next((result for result in found if result and result.session == session), None)
-
-
-def last_result(*directories: Path) -> Result | None:
-    """The last session's result, from the first directory that has one. Raises
-    ResultUnreadable."""
-    for directory in directories:
-        path = directory / LAST
-        try:
-            return from_json(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            continue
-        except (ValueError, KeyError, TypeError, RecursionError) as e:
-            raise ResultUnreadable(f"{path}: found no result that can be read: {e}") from None
-    return None
 
 
 def refuse_without_systemd() -> None:

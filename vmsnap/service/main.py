@@ -22,8 +22,9 @@ from vmsnap.service.messages import take
 from vmsnap.service.vouch import FAILED, TAKEN, forget, said
 from vmsnap.session import lock
 from vmsnap.session.notify import Manager, verdict
+from vmsnap.session.options import Options
 from vmsnap.session.recovery import conclude
-from vmsnap.session.session import Options, Session
+from vmsnap.session.session import Session
 from vmsnap.system.process import output_of
 from vmsnap.system.waiter import Waiter
 

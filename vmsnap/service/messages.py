@@ -19,7 +19,7 @@ from typing import Any
 from vmsnap.consistency import Level
 from vmsnap.errors import Impossible
 from vmsnap.session.lock import InProgress, RunDirectoryUnusable
-from vmsnap.session.session import Options
+from vmsnap.session.options import Options
 
 REQUEST = "request"
 

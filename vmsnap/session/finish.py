@@ -6,9 +6,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from vmsnap.config.app import App
@@ -24,14 +23,11 @@ from vmsnap.result import (
     TimelineEvent,
     error_result,
 )
-from vmsnap.scripts.engine import ScriptRun
+from vmsnap.scripts.runner import ScriptRun
 from vmsnap.session.log import Record
 from vmsnap.system.files import write_atomically
-from vmsnap.system.process import in_child
+from vmsnap.system.process import written_in_child
 from vmsnap.system.waiter import Waiter
-
-KEEP_PATIENCE = 10.0  # seconds for the result to be written
-WRITTEN = b"."
 
 
 def result_of(
@@ -106,23 +102,3 @@ def keep(result: Result, run: Path, state: Path, waiter: Waiter, lock: int) -> s
             (run / LAST).unlink()
     error = written_in_child(write, "vmsnap-result", waiter, lock)
     return error and f"cannot write the result to {state}: {error}"
-
-
-def written_in_child(write: Callable[[], None], name: str, waiter: Waiter, lock: int) -> str:
-    """Write a file that may lie on a filesystem that would not thaw, or that somebody else has
-    frozen. Return what was wrong, in words."""
-
-    def attempt(told: int) -> None:
-        try:
-            write()
-            os.write(told, WRITTEN)
-        except OSError as e:
-            os.write(told, (e.strerror or str(e)).encode())
-
-    try:
-        said = in_child(attempt, name, {lock}, waiter, KEEP_PATIENCE)
-    except OSError as e:
-        return f"cannot start a process for it: {e.strerror}"
-    if said == WRITTEN:
-        return ""
-    return "it takes too long" if said is None else said.decode() or "it was interrupted"

@@ -15,8 +15,8 @@ from pathlib import Path
 from vmsnap.consistency import Level
 from vmsnap.errors import Kind
 from vmsnap.result import Result
-from vmsnap.session.finish import written_in_child
 from vmsnap.system.files import write_atomically
+from vmsnap.system.process import written_in_child
 from vmsnap.system.waiter import Waiter
 
 SAMPLE = re.compile(r"(vmsnap_\w+(?:\{[^}]*\})?) ([0-9]{1,18}(?:\.[0-9]{1,9})?)")

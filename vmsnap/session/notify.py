@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 
-from vmsnap.report.text import plural
+from vmsnap.progress import plural
 from vmsnap.result import Result
 from vmsnap.session.session import Session
 

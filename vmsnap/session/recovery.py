@@ -22,21 +22,16 @@ from vmsnap import progress
 from vmsnap.config import checks
 from vmsnap.consistency import Level
 from vmsnap.errors import Failure, Kind
-from vmsnap.freeze.thaw import (
-    FROZEN_LIST,
-    STEP_PATIENCE,
-    ListUnreadable,
-    has_ended,
-    read_list,
-    thaw_listed,
-)
+from vmsnap.freeze.frozen_list import FROZEN_LIST, ListUnreadable, has_ended, read_list, thaw_listed
+from vmsnap.freeze.thaw import STEP_PATIENCE
 from vmsnap.journal.sender import Event, Journal, Priority
 from vmsnap.progress import Progress
 from vmsnap.result import Result
 from vmsnap.scripts.engine import SUPERVISOR
 from vmsnap.session import lock
 from vmsnap.session.notify import Manager, verdict
-from vmsnap.session.session import Options, Session
+from vmsnap.session.options import Options
+from vmsnap.session.session import Session
 from vmsnap.system.process import in_child
 from vmsnap.system.waiter import Waiter
 

@@ -10,8 +10,7 @@ import time
 
 from vmsnap.errors import Failure, Kind
 from vmsnap.result import SnapshotResult
-from vmsnap.scripts import snapshot_command
-from vmsnap.scripts.snapshot_command import AFTER_EXPIRY, Command
+from vmsnap.scripts.snapshot_command import AFTER_EXPIRY, OUTPUT_BYTES, Command, find
 from vmsnap.session.session import Session
 
 
@@ -22,7 +21,7 @@ class Run(Session):
 
     def prepare(self) -> None:
         name = self.options.command[0]
-        path = snapshot_command.find(name)
+        path = find(name)
         if path is None:
             message = f"found no program {name!r}, expected one that can be run"
             self.record.fail(Failure(Kind.SNAPSHOT_FAILED, "check", name, message))
@@ -59,8 +58,8 @@ class Run(Session):
             self.failed(command.ending.words)
         elif command.lost:
             self.failed(
-                f"wrote {command.lost} bytes more than the {snapshot_command.OUTPUT_BYTES >> 20} MiB that "
-                "are kept in memory while frozen, so its output is not whole"
+                f"wrote {command.lost} bytes more than the {OUTPUT_BYTES >> 20} MiB that are kept "
+                "in memory while frozen, so its output is not whole"
             )
 
     def hold(self, command: Command) -> str:

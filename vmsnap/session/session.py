@@ -16,8 +16,6 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 
 from vmsnap import progress
 from vmsnap.config import checks
@@ -25,33 +23,21 @@ from vmsnap.config.app import App
 from vmsnap.consistency import Level, consistency
 from vmsnap.errors import SCRIPT, Failure, Kind, Severity
 from vmsnap.freeze.freezer import Freezer
+from vmsnap.freeze.frozen_list import thaw_earlier
 from vmsnap.freeze.plan import count_disks, make_plan
-from vmsnap.freeze.thaw import thaw_earlier
 from vmsnap.freeze.writeback import flush_gently
 from vmsnap.journal.sender import Event, Journal, Priority
 from vmsnap.progress import Progress
 from vmsnap.result import Result, SnapshotResult, new_session_id
-from vmsnap.scripts.engine import LINES, AppScripts, ScriptRun, run_scripts
+from vmsnap.scripts.engine import AppScripts, run_scripts
+from vmsnap.scripts.output import LINES
+from vmsnap.scripts.runner import ScriptRun
 from vmsnap.session.finish import keep, result_of, tell_end
 from vmsnap.session.log import Record
 from vmsnap.session.metrics import write_metrics
+from vmsnap.session.options import Options
 from vmsnap.system.files import make_private, remove_tree
 from vmsnap.system.waiter import Waiter
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the caller of a session decides. None and () leave it to the settings."""
-
-    command: tuple[str, ...] = ()
-    etc: Path = Path("/etc")
-    run: Path = Path("/run/vmsnap")
-    state: Path = Path("/var/lib/vmsnap")
-    hold: float | None = None
-    require: Level | None = None
-    only: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    fsfreeze: bool = True
 
 
 class Session:

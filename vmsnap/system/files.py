@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vmsnap.freeze.mountinfo import mount_id
-
 
 @dataclass(frozen=True)
 class File:
@@ -171,3 +169,11 @@ def empty(directory: int, mount: int) -> None:
             finally:
                 os.close(fd)
             os.rmdir(name, dir_fd=directory)  # noqa: PTH106 - by descriptor
+
+
+def mount_id(fd: int) -> int:
+    """proc(5), /proc/PID/fdinfo."""
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
+        if line.startswith("mnt_id:"):
+            return int(line.split()[1])
+    return -1

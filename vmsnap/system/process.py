@@ -207,3 +207,27 @@ def descendants(*ancestors: int) -> set[int]:
             found.add(child)
             queue.append(child)
     return found
+
+
+KEEP_PATIENCE = 10.0  # seconds for the result to be written
+WRITTEN = b"."
+
+
+def written_in_child(write: Callable[[], None], name: str, waiter: Waiter, lock: int) -> str:
+    """Write a file that may lie on a filesystem that would not thaw, or that somebody else has
+    frozen. Return what was wrong, in words."""
+
+    def attempt(told: int) -> None:
+        try:
+            write()
+            os.write(told, WRITTEN)
+        except OSError as e:
+            os.write(told, (e.strerror or str(e)).encode())
+
+    try:
+        said = in_child(attempt, name, {lock}, waiter, KEEP_PATIENCE)
+    except OSError as e:
+        return f"cannot start a process for it: {e.strerror}"
+    if said == WRITTEN:
+        return ""
+    return "it takes too long" if said is None else said.decode() or "it was interrupted"

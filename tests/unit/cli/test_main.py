@@ -15,8 +15,8 @@ import pytest
 from vmsnap.cli import main as cli
 from vmsnap.cli.take import COMMANDS as COMMANDS_BY_NAME
 from vmsnap.consistency import Level
+from vmsnap.freeze.frozen_list import FROZEN_LIST
 from vmsnap.freeze.plan import Plan
-from vmsnap.freeze.thaw import FROZEN_LIST
 from vmsnap.provision import quiescers
 from vmsnap.result import LAST
 from vmsnap.session.lock import acquire

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnap.config.app import App, Incorrect, Script, load_json, parse_app
+from vmsnap.config.app import App, Script, parse_app
+from vmsnap.config.formats import Incorrect, load_json
 
 PATH = "/etc/vmsnap/apps.d/web.json"
 LONGEST = 1800.0  # seconds

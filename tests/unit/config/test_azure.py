@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnap.config.app import Incorrect, parse_plugin_host
+from vmsnap.config.azure import parse_plugin_host
+from vmsnap.config.formats import Incorrect
 from vmsnap.errors import Kind
 
 from ..worlds import AZURE_APP, NOBODY, PLUGIN_HOST, Etc, kinds

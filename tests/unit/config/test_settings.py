@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnap.config.app import Incorrect, Settings, parse_settings, parse_vmbackup
+from vmsnap.config.azure import parse_vmbackup
+from vmsnap.config.formats import Incorrect
+from vmsnap.config.settings import Settings, parse_settings
 from vmsnap.consistency import Level
 from vmsnap.errors import Kind
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vmsnap.freeze.thaw import FROZEN_LIST, ListUnreadable, thaw_listed
+from vmsnap.freeze.frozen_list import FROZEN_LIST, ListUnreadable, thaw_listed
 
 
 def write(run: Path, *filesystems: dict[str, object]) -> Path:

@@ -20,10 +20,12 @@ from vmsnap.errors import SCRIPT, Failure, Kind
 from vmsnap.journal import catalog, catalog_es
 from vmsnap.journal.sender import Event, Journal, Priority
 from vmsnap.result import PHASES, refused
-from vmsnap.scripts.engine import Output, Runner, ScriptRun
+from vmsnap.scripts.output import Output
+from vmsnap.scripts.runner import Runner, ScriptRun
 from vmsnap.session.finish import tell_end
 from vmsnap.session.log import Record, tell_failure
-from vmsnap.session.session import Options, Session
+from vmsnap.session.options import Options
+from vmsnap.session.session import Session
 from vmsnap.system.waiter import Waiter
 
 IDS = [*(kind.message_id for kind in Kind), *(event.value for event in Event)]

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmsnap.config import app as config
+from vmsnap.config.settings import SETTINGS, parse_settings
 from vmsnap.provision import validation as mistakes_of_a_document
 from vmsnap.provision.document import Document, load, read
 from vmsnap.provision.validation import Mistaken, schema
@@ -107,7 +108,7 @@ def test_the_settings_are_read_back_as_they_were_meant() -> None:
     found = changed("conf/snapshot/command", "/usr/local/sbin/snap --tag 'a b'")
     text = files(read(found, ETC))["/etc/vmsnap/vmsnap.conf.d/50-provision.conf"].data.decode()
     values: dict[str, Any] = {}
-    assert config.parse_settings(text, "drop-in", values) == []
+    assert parse_settings(text, "drop-in", values) == []
     assert values == {
         "hold": 30.0,
         "exclude": ("/srv/a b", "/mnt"),
@@ -126,7 +127,7 @@ def test_a_list_of_words_is_read_back_as_it_is(words: list[str]) -> None:
         return
     text = files(read(found, ETC))["/etc/vmsnap/vmsnap.conf.d/50-provision.conf"].data.decode()
     values: dict[str, Any] = {}
-    assert config.parse_settings(text, "drop-in", values) == []
+    assert parse_settings(text, "drop-in", values) == []
     assert values == {"exclude": tuple(words), "command": tuple(words)}
 
 
@@ -456,4 +457,4 @@ def test_the_schema_is_one_that_stands_alone() -> None:
 def test_the_schema_has_every_setting_and_no_other() -> None:
     conf = schema()["properties"]["conf"]["properties"]
     listed = {(section, key) for section in conf for key in conf[section]["properties"]}
-    assert listed == set(config.SETTINGS)
+    assert listed == set(SETTINGS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vmsnap.provision.apply import Exists, NotInstalled, init
+from vmsnap.provision.init import Exists, NotInstalled, init
 from vmsnap.provision.quiescers import QUIESCERS
 
 from ..worlds import QUIESCE, Etc, installed_quiescers

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from vmsnap.errors import Kind
 from vmsnap.progress import Progress
-from vmsnap.report.text import Paint, held, history_table, in_progress, lost
+from vmsnap.report.summary import held, in_progress, lost
+from vmsnap.report.tables import history_table
+from vmsnap.report.text import Paint
 from vmsnap.result import PHASES, Result
 
 from ..test_progress import HELD

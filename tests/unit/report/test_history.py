@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from vmsnap.journal.sender import Event
 from vmsnap.report.history import JournalUnreadable, find, history, result_in
-from vmsnap.report.text import Paint, history_table
+from vmsnap.report.tables import history_table
+from vmsnap.report.text import Paint
 from vmsnap.result import Result
 
 from ..test_result import FULL, RESULTS

@@ -16,7 +16,9 @@ from vmsnap.cli.terminal import colourful
 from vmsnap.errors import Failure, Kind, Problem, Severity
 from vmsnap.freeze.mountinfo import Mount
 from vmsnap.freeze.plan import Action, Entry, Plan
-from vmsnap.report.text import Paint, plan_table, printable, problem_list, summary, table, timeline
+from vmsnap.report.summary import summary, timeline
+from vmsnap.report.tables import plan_table, problem_list
+from vmsnap.report.text import Paint, printable, table
 from vmsnap.result import AppResult, ErrorResult, FilesystemResult, ScriptResult, error_result
 
 from ..test_result import FULL

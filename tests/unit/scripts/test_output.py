@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmsnap.journal.sender import Event, Journal, Priority
-from vmsnap.scripts.engine import LINE_BYTES, TAIL_BYTES, Output
+from vmsnap.scripts.output import LINE_BYTES, TAIL_BYTES, Output
 
 
 class Kept(Journal):

@@ -27,7 +27,7 @@ from vmsnap.service.messages import (
     withdraw,
 )
 from vmsnap.session.lock import InProgress
-from vmsnap.session.session import Options
+from vmsnap.session.options import Options
 
 SESSION = "0b6f5a0e-6f55-4b4b-8f2c-59e3b5b8f6a1"
 # What argv and paths may hold: anything but NUL, and bytes that are no UTF-8 as surrogates.

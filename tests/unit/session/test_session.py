@@ -11,11 +11,13 @@ from typing import cast
 
 import pytest
 
-from vmsnap.config.app import App, Script, Settings
+from vmsnap.config.app import App, Script
+from vmsnap.config.settings import Settings
 from vmsnap.consistency import Level
 from vmsnap.errors import Failure, Kind, Problem, Severity
 from vmsnap.journal.sender import Journal
-from vmsnap.session.session import Options, Session
+from vmsnap.session.options import Options
+from vmsnap.session.session import Session
 from vmsnap.system.waiter import Waiter
 
 

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One app's scripts inside their supervisor: attempts within one budget of time, clean ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vmsnap.config.app import App, Script
+from vmsnap.journal.sender import Event, Journal, Priority
+from vmsnap.scripts.output import Output
+from vmsnap.scripts.supervisor import Supervisor
+from vmsnap.system.files import remove_tree
+from vmsnap.system.process import Ending, spawn
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ATTEMPTS_TOLD = 100  # a script that fails at once can be started a million times
+
+
+@dataclass(frozen=True)
+class ScriptRun:
+    """What came of running one script, over all its attempts."""
+
+    attempts: int
+    exit: int | None
+    signal: int | None
+    seconds: float
+    timed_out: bool
+    words: str = ""
+    tail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.exit == 0 and not self.words
+
+    def message(self, phase: str, name: str) -> str:
+        message = f"the {phase}-script of {name} {self.words}, in attempt {self.attempts}"
+        tail = self.tail.strip()
+        return f"{message}; its last output: {tail}" if tail else message
+
+
+class Runner:
+    """The supervisor's side: runs in a fork of the engine, one for each app."""
+
+    def __init__(
+        self, app: App, session: str, run: Path, grace: float, journal: Journal, lines: int
+    ) -> None:
+        self.app, self.run, self.grace = app, run, grace
+        self.directory = run / "scripts" / session / app.name
+        self.room = {"pre": lines // 2, "post": lines // 2}  # records of output, over all attempts
+        self.journal = Journal({**journal.fields, "VMSNAP_APP": app.name})
+        self.environment = {
+            "PATH": PATH,
+            "LANG": os.environ.get("LANG", "C.UTF-8"),
+            "HOME": "/root",
+            "VMSNAP_SESSION": session,
+            "VMSNAP_APP": app.name,
+            "VMSNAP_SCRIPT_DIR": str(self.directory),
+        }
+
+    def serve(self, supervisor: Supervisor) -> None:
+        os.chdir("/")
+        started: set[str] = set()
+        while (order := supervisor.order()) is not None:
+            phase = str(order["run"])
+            started.add(phase)
+            run = self.run_script(supervisor, phase, order["env"])
+            if phase == "post":  # nothing is owed any more (session/recovery.py)
+                remove_tree(self.directory)
+            supervisor.say(phase=phase, **asdict(run))
+        if "pre" in started and "post" not in started and self.app.post:
+            self.journal.send(
+                f"The session ended before its time; running the post-script of {self.app.name}",
+                Event.NOTE.value,
+                Priority.WARNING,
+                VMSNAP_PHASE="post",
+            )
+            abandoned = {"VMSNAP_OUTCOME": "failed", "VMSNAP_CONSISTENCY": "none"}
+            self.run_script(supervisor, "post", abandoned)
+        remove_tree(self.directory)
+        with contextlib.suppress(OSError):  # the last app of the session succeeds
+            self.directory.parent.rmdir()
+            self.directory.parent.parent.rmdir()
+
+    def run_script(self, supervisor: Supervisor, phase: str, extra: Mapping[str, str]) -> ScriptRun:
+        script = self.app.pre if phase == "pre" else self.app.post
+        assert script is not None
+        begin = time.monotonic()
+        deadline = begin + script.budget
+        attempt = 0
+        while True:
+            attempt += 1
+            if attempt <= ATTEMPTS_TOLD:
+                supervisor.say(phase=phase, attempt=attempt)
+            env = {
+                **self.environment,
+                **extra,
+                "VMSNAP_PHASE": phase,
+                "VMSNAP_ATTEMPT": str(attempt),
+                "VMSNAP_TIMEOUT": f"{script.budget:g}",
+            }
+            ending, tail = self.attempt(supervisor, script, phase, env, deadline)
+            if ending.ok:
+                break
+            over = ending.timed_out or ending.stopped or bool(ending.error)
+            if over or attempt > script.retries or time.monotonic() >= deadline:
+                break
+        words = "" if ending.ok else ending.words
+        seconds = time.monotonic() - begin
+        return ScriptRun(
+            attempt, ending.exit, ending.signal, seconds, ending.timed_out, words, tail
+        )
+
+    def attempt(
+        self,
+        supervisor: Supervisor,
+        script: Script,
+        phase: str,
+        env: Mapping[str, str],
+        deadline: float,
+    ) -> tuple[Ending, str]:
+        """Start the script once. Its output goes to the journal; the end of it is returned."""
+        before = supervisor.living()  # what a successful pre-script left running
+        output = Output(self.journal, phase, self.room[phase])
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        null = os.open("/dev/null", os.O_RDONLY)
+
+        def start() -> int:
+            try:
+                # By its path and not by a descriptor, because a script started as /dev/fd/N does
+                # not know its own name. Only root could have exchanged it since it was checked.
+                status = Path(script.path).stat()
+                if (status.st_dev, status.st_ino) != script.identity:
+                    raise OSError(errno.ESTALE, "it was replaced after it had been checked")
+                argv = [script.path, *script.params]
+                return spawn(argv, env, stdin=null, stdout=write, stderr=write)
+            finally:
+                os.close(write)
+
+        ending = supervisor.run(start, deadline, read, output.take, survive=phase == "post")
+        os.close(null)
+        if ending.ok:
+            # What the script left running would be killed by SIGPIPE at its next word, and what it
+            # holds for the application with it.
+            supervisor.discard.add(read)
+        else:
+            supervisor.end_everything(self.grace, before, read, output.take)
+            os.close(read)
+        output.end()
+        self.room[phase] = output.room
+        return ending, output.last_words()
