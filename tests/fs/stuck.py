@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A filesystem whose FIFREEZE does not return: it lies on one that somebody else has frozen."""
+"""A filesystem whose FIFREEZE does not return: it lies on one that somebody else has frozen. Or one
+whose FIFREEZE returns, and succeeds, only when the test lets it."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import kernel
 from .lab import Filesystem, Lab
@@ -22,6 +27,43 @@ class Stuck:
     def only(self) -> list[str]:
         """What a session selects: the parent is the business of whoever froze it."""
         return [str(self.child.mount), str(self.other.mount)]
+
+
+# splice(2) holds write access to the file while the FIFO is empty, and a freeze waits for all who
+# have it (fs/super.c, freeze_super) before it can fail or succeed. Meanwhile FITHAW says EINVAL.
+SPLICE = {"x86_64": 275}.get(os.uname().machine, 76)  # asm/unistd_64.h, asm-generic/unistd.h
+WRITE_SOON = """
+import ctypes, os, sys
+fifo, path = sys.argv[1:]
+libc = ctypes.CDLL(None, use_errno=True)
+libc.splice.argtypes = [ctypes.c_int, ctypes.c_void_p] * 2 + [ctypes.c_size_t, ctypes.c_uint]
+source, target = os.open(fifo, os.O_RDWR), os.open(path, os.O_WRONLY | os.O_CREAT)
+assert libc.splice(source, None, target, None, 1, 0) == 1, os.strerror(ctypes.get_errno())
+"""
+
+
+class HeldBack:
+    """A filesystem of which a FIFREEZE waits until `let_go`, and then succeeds."""
+
+    def __init__(self, lab: Lab, filesystem: Filesystem) -> None:
+        self.filesystem = filesystem
+        self.gate = lab.gate(f"write-{filesystem.mount.name}")
+        self.writer = subprocess.Popen(
+            [sys.executable, "-IBc", WRITE_SOON, self.gate.path, filesystem.mount / "soon"],
+            stdin=subprocess.DEVNULL,
+        )
+        lab.helpers.append(self.writer)
+        wait_until(self._has_write_access)
+
+    def _has_write_access(self) -> bool:
+        call = Path(f"/proc/{self.writer.pid}/syscall").read_text().split()
+        return call[0] == str(SPLICE)
+
+    def wait_until_inside(self, guard: int) -> None:
+        wait_until(lambda: is_stuck(guard, self.filesystem.mount, kernel.FIFREEZE))
+
+    def let_go(self) -> None:
+        os.write(self.gate.fd, b"x")
 
 
 def prepare(lab: Lab, dirty: bool = False) -> Stuck:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from . import kernel
+from . import kernel, stuck
 from .lab import Lab
 from .processes import PATIENCE, wait_for_end
 
@@ -174,6 +174,33 @@ def test_what_others_froze_is_not_thawed(lab: Lab) -> None:
     assert guard.end() == 0
     assert lab.frozen == ["fs1"]
     kernel.thaw(other.mount)
+
+
+@pytest.mark.parametrize("cause", ["asked", "abandoned", "signal", "timeout"])
+def test_it_is_not_done_before_a_freeze_on_its_way_was_undone(lab: Lab, cause: str) -> None:
+    """Whoever hears "done" counts on it that nothing becomes frozen any more."""
+    late = stuck.HeldBack(lab, lab.filesystem())
+    other = lab.filesystem()
+    timeout = 0.5 if cause == "timeout" else 30
+    guard = Guard(lab, {f.mount: "freeze" for f in lab.filesystems}, timeout, 60)
+    guard.wait("ready")
+    guard.order("freeze")
+    late.wait_until_inside(guard.process.pid)
+    if cause == "asked":
+        guard.order("thaw")
+    elif cause == "abandoned":
+        guard.abandon()
+    elif cause == "signal":
+        os.kill(guard.process.pid, signal.SIGTERM)
+    assert guard.wait("thawing") == cause
+    lab.wait_for_thaw(other)
+    late.let_go()
+    guard.wait("done")
+    ours = {guard.fds[late.filesystem.mount], -1}
+    told = [(event, value) for event, fd, value in guard.heard if fd in ours]
+    assert told[-4:] == [("thawing", cause), ("frozen", "0"), ("thawed", "0"), ("done", "0")]
+    assert guard.end() == 0
+    assert lab.frozen == []
 
 
 def test_the_guard_is_locked_in_memory_and_spared_when_memory_is_short(lab: Lab) -> None:

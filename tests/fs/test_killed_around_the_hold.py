@@ -11,7 +11,7 @@ import pytest
 from . import stuck
 from .faults import INTERRUPTIONS
 from .lab import Lab
-from .processes import wait_for_end
+from .processes import look_at, wait_for_end, wait_until
 
 POST = "resumed $VMSNAP_OUTCOME $VMSNAP_CONSISTENCY"
 
@@ -98,6 +98,32 @@ def test_a_guard_told_to_end_during_the_freeze_thaws_what_was_frozen(lab: Lab) -
     lab.helper(f"fsfreeze -u {made.parent.mount}").wait()
     assert wait_for_end(guard)
     assert lab.frozen == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_session_does_not_end_before_a_freeze_on_its_way_was_undone(
+    lab: Lab, number: signal.Signals
+) -> None:
+    """Not even of a guard that was killed: it dies when its FIFREEZE returns, which succeeds."""
+    lab.conf("[freeze]\ntimeout = 1\n")  # until then nobody sees that the guard was killed
+    late = stuck.HeldBack(lab, lab.filesystem())
+    other = lab.filesystem()
+    session = lab.start("exit 0")
+    wait_until(lambda: session.guards)
+    guard = session.guard
+    late.wait_until_inside(guard)
+    os.kill(guard, number)
+    lab.wait_for_thaw(other)
+    assert look_at(session.pid)
+    late.let_go()
+    outcome = session.finish()
+    assert lab.frozen == []
+    mount = str(late.filesystem.mount)
+    assert ("thawed", mount) in outcome.events("thawed")
+    assert {f["mount"]: f["error"] for f in outcome.result["filesystems"]}[mount] is None
+    assert outcome.verdict == ("success", "crash", 0)
+    assert "GuardLost" in outcome.errors
+    assert wait_for_end(guard)
 
 
 # --- while it is being thawed, and afterwards ----------------------------------------------------

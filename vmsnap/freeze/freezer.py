@@ -240,9 +240,10 @@ class Freezer:
     def _thaw_ourselves(self) -> None:
         """Thaw in a child, since a FITHAW that never returns would keep its process from ending.
 
-        A FIFREEZE that a lost guard is still inside of may yet succeed. All descriptors of the
-        guard close, and with them its pipe, when its last call has returned; the child waits for
-        that and thaws once more.
+        A FIFREEZE that a lost guard is still inside of may yet succeed; until then FITHAW says
+        EINVAL. All descriptors of the guard close, and with them its pipe, when its last call has
+        returned. The child waits for that and thaws once more; the session waits with it, but no
+        longer than for a step of a thaw.
         """
         self.thawing_at = self.thawing_at or time.monotonic()
         frozen = [f for f in self.filesystems if f.maybe_frozen]
@@ -251,14 +252,17 @@ class Freezer:
 
         def thaw(told: int) -> None:
             results = thaw_all([(f.step, f.fd, f) for f in frozen])
+            # Nobody else's freeze may be ended, so none that was or had been thawed.
+            unknown = [(f.step, f.fd, f) for f, error in results if error and f.frozen_at is None]
+            ended = not unknown or self._guard_ended(STEP_PATIENCE)
+            if ended:
+                results += thaw_all(unknown)
             with contextlib.suppress(BrokenPipeError):  # the engine was killed meanwhile
                 os.write(told, "".join(f"{f.fd} {error}\n" for f, error in results).encode())
             os.close(told)
-            while select.select([self._answers], [], []) and os.read(self._answers, 65536):
-                pass
-            # Nobody else's freeze may be ended, so none that was or had been thawed.
-            unknown = [f for f, error in results if error and f.frozen_at is None]
-            thaw_all([(f.step, f.fd, f) for f in unknown])
+            if not ended:
+                self._guard_ended(None)
+                thaw_all(unknown)
 
         keep = {self._answers, self._lock, *(f.fd for f in frozen)}
         try:
@@ -276,6 +280,17 @@ class Freezer:
             self._commands = -1
             with contextlib.suppress(OSError):
                 os.kill(self._pid, signal.SIGCONT)
+
+    def _guard_ended(self, patience: float | None) -> bool:
+        """Wait until nothing of the guard is left, be it `patience` seconds or without limit."""
+        deadline = None if patience is None else time.monotonic() + patience
+        left = patience
+        while select.select([self._answers], [], [], left)[0]:
+            if not os.read(self._answers, 65536):
+                return True
+            if deadline is not None:
+                left = max(0.0, deadline - time.monotonic())
+        return False
 
     # --- the end ---
 

@@ -20,7 +20,7 @@ guard -> engine (stdout), a line each:   EVENT FD SECONDS VALUE   (SECONDS on CL
     held -1 . 0           all are frozen: the hold begins
     thawing -1 . CAUSE    asked, abandoned, signal, expired, timeout, failed or broken
     thawed FD . ERRNO     FITHAW returned; EINVAL means that somebody else had thawed it
-    done -1 . 0           nothing is frozen but what is still inside FIFREEZE or FITHAW
+    done -1 . 0           nothing is frozen nor will be, but by a call that did not return for 5 s
 
 One thread owns one filesystem and does FIFREEZE and FITHAW on it, so a call that never returns
 blocks nobody else, and one that returns too late finds its order to thaw waiting. The main thread
@@ -185,7 +185,6 @@ class Guard:
             for step in sorted({f.step for f in filesystems})
         ]
         self.command = ""  # the engine's last word that is not "thaw"
-        self.held = False
         self.demand = ""  # why everything must be thawed, once anything says so
         self.poll = select.poll()
         self.poll.register(0, select.POLLIN)
@@ -276,7 +275,6 @@ class Guard:
         return ""
 
     def hold(self, seconds: float) -> str:
-        self.held = True
         say("held")
         return self.wait(lambda: False, time.monotonic() + seconds)
 
@@ -293,11 +291,10 @@ class Guard:
         for filesystem in self.filesystems:
             if filesystem.frozen and not filesystem.thread.is_alive():  # a bug killed it
                 filesystem.thaw()
-        # After a failure the snapshot is taken all the same, so nothing should be left to thaw. But
-        # a FIFREEZE that is late already is waited for by nobody but us, after "done".
-        if self.held or cause == "failed":
-            everything = functools.partial(settled, self.filesystems)
-            self.wait(everything, time.monotonic() + THAW_PATIENCE, heed=False)
+        # A FIFREEZE that began before the order to thaw may yet succeed. Its thread then thaws at
+        # once, but "done" ends the session, after which nothing may become frozen: so wait for it.
+        everything = functools.partial(settled, self.filesystems)
+        self.wait(everything, time.monotonic() + THAW_PATIENCE, heed=False)
         self.forget()
         say("done")
         for filesystem in self.filesystems:
