@@ -18,22 +18,23 @@ from .processes import is_stuck, wait_until
 # What happens to it when the machine is out of memory or processes.
 CHILD_KILLED = """
 import os, signal, sys
-from vmsnap import aftermath, cli
-thaw_listed, parent = aftermath.thaw_listed, os.getpid()
+from vmsnap.cli import main
+from vmsnap.session import recovery
+thaw_listed, parent = recovery.thaw_listed, os.getpid()
 def thaw(*arguments, **more):
     if os.getpid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
     return thaw_listed(*arguments, **more)
-aftermath.thaw_listed = thaw
-sys.exit(cli.main())
+recovery.thaw_listed = thaw
+sys.exit(main.main())
 """
 NO_CHILD = """
 import errno, os, sys
-from vmsnap import cli
+from vmsnap.cli import main
 def fork():
     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 os.fork = fork
-sys.exit(cli.main())
+sys.exit(main.main())
 """
 INVOCATION = {"INVOCATION_ID": "4711"}
 
