@@ -58,7 +58,7 @@ PR_SET_NAME, PR_SET_IO_FLUSHER = 15, 57  # linux/prctl.h
 RCU_EXPEDITED = "/sys/kernel/rcu_expedited"
 
 STACK_BYTES = 256 * 1024
-THAW_PATIENCE = 5.0  # seconds a step of the thaw waits for its carriers before the next one starts
+THAW_PATIENCE = 5.0  # seconds a step of the thaw may take before the next one starts
 PRESYNC_ROUNDS = 5
 PRESYNC_WORTH = 0.7  # another round helps while it took less than this part of the one before
 PRESYNC_DONE = 0.010  # seconds; a round this short has nothing left to write
@@ -68,8 +68,8 @@ wake_read, wake_write = -1, -1
 news: collections.deque[tuple[str, int, float, int]] = collections.deque()
 
 
-def say(event: str, fd: int = -1, value: int | str = 0) -> None:
-    """Tell the engine what the threads did, and then this."""
+def send(event: str, fd: int = -1, value: int | str = 0) -> None:
+    """Send the engine what the threads did, and then this."""
     while news:
         write_line(*news.popleft())
     write_line(event, fd, time.monotonic(), value)
@@ -90,8 +90,8 @@ def wake() -> None:
 class Filesystem:
     """One filesystem and the thread that owns it: no other touches its descriptor.
 
-    The thread says in `news` what it did, and wakes the main thread only when there is something to
-    decide: with many threads on few processors, every wake costs more than the ioctl.
+    The thread puts what it did into `news`, and wakes the main thread only when there is something
+    to decide: with many threads on few processors, every wake costs more than the ioctl.
     """
 
     def __init__(self, fd: int, step: int, action: str) -> None:
@@ -123,7 +123,7 @@ class Filesystem:
                 return
 
     def freeze(self) -> None:
-        hurry()
+        set_realtime_priority()
         event, error = "synced", errno.EOPNOTSUPP
         if self.action == "freeze":
             error = self.ioctl(FIFREEZE)
@@ -148,8 +148,8 @@ class Filesystem:
         return 0
 
 
-def hurry() -> None:
-    """From the freeze on this thread goes before all others, since all others wait for the thaw."""
+def set_realtime_priority() -> None:
+    """From the freeze on, run before all other threads: they wait for the thaw."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
@@ -191,21 +191,24 @@ class Guard:
         self.poll.register(wake_read, select.POLLIN)
 
     def wait(
-        self, finished: Callable[[], bool], deadline: float | None = None, heed: bool = True
+        self,
+        finished: Callable[[], bool],
+        deadline: float | None = None,
+        interruptible: bool = True,
     ) -> str:
         """Sleep until `finished()`. Return "" then, else what ended the wait: the demand to thaw
-        (unless not `heed`), or "expired" at the deadline."""
+        (unless not `interruptible`), or "expired" at the deadline."""
         while not finished():
-            if heed and self.demand:
+            if interruptible and self.demand:
                 return self.demand
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return "expired"
             for fd, _ in self.poll.poll(None if left is None else math.ceil(left * 1000)):
-                self.hear(fd)
+                self.receive(fd)
         return ""
 
-    def hear(self, fd: int) -> None:
+    def receive(self, fd: int) -> None:
         try:
             words = os.read(fd, 4096)
         except OSError:  # as if the engine were gone: thawing is never wrong
@@ -222,7 +225,7 @@ class Guard:
             self.command = words.decode().split()[-1]
 
     def run(self, timeout: float, hold: float) -> None:
-        cause = "broken"  # unless the following line lives to say otherwise
+        cause = "broken"  # unless the next line returns another
         try:
             cause = self.freeze_and_hold(timeout, hold)
         finally:
@@ -237,7 +240,7 @@ class Guard:
 
     def presync(self, deadline: float) -> None:
         """Write out what is dirty, again while that leaves clearly less to freeze."""
-        # Few at a time: whoever writes meanwhile waits for all that is on its way to the disk.
+        # Few at a time: other writers wait for everything that is on its way to the disk.
         width = os.cpu_count() or 1
         before, rounds = math.inf, 0
         while rounds < PRESYNC_ROUNDS:
@@ -247,25 +250,25 @@ class Guard:
                 batch = self.filesystems[first : first + width]
                 order("presync", batch)
                 if self.wait(functools.partial(settled, batch), deadline):
-                    say("presynced", value=rounds)
+                    send("presynced", value=rounds)
                     return
             took = time.monotonic() - begin
             if took < PRESYNC_DONE or took > before * PRESYNC_WORTH:
                 break
             before = took
-        say("presynced", value=rounds)
+        send("presynced", value=rounds)
 
     def freeze(self, deadline: float) -> str:
-        hurry()
+        set_realtime_priority()
         with expedited_rcu():
             for step in self.steps:
                 for fd, _ in self.poll.poll(0):  # has the engine died since the last step?
-                    self.hear(fd)
+                    self.receive(fd)
                 if self.demand:
                     return self.demand
                 for filesystem in step:
                     if filesystem.action == "freeze":
-                        say("freezing", filesystem.fd)
+                        send("freezing", filesystem.fd)
                 order("freeze", step)
                 cause = self.wait(functools.partial(settled_or_failed, step), deadline)
                 if cause:
@@ -275,18 +278,20 @@ class Guard:
         return ""
 
     def hold(self, seconds: float) -> str:
-        say("held")
+        send("held")
         return self.wait(lambda: False, time.monotonic() + seconds)
 
     def thaw(self, cause: str) -> None:
-        """Carriers first, since thawing a loop filesystem may write to the one below it."""
+        """Backing filesystems first: thawing a loop filesystem may write to the one below it."""
         for filesystem in self.filesystems:
             filesystem.too_late = True
-        say("thawing", value=cause)
+        send("thawing", value=cause)
         for step in reversed(self.steps):
             order("thaw", step)
             self.wait(
-                functools.partial(none_frozen, step), time.monotonic() + THAW_PATIENCE, heed=False
+                functools.partial(none_frozen, step),
+                time.monotonic() + THAW_PATIENCE,
+                interruptible=False,
             )
         for filesystem in self.filesystems:
             if filesystem.frozen and not filesystem.thread.is_alive():  # a bug killed it
@@ -294,9 +299,9 @@ class Guard:
         # A FIFREEZE that began before the order to thaw may yet succeed. Its thread then thaws at
         # once, but "done" ends the session, after which nothing may become frozen: so wait for it.
         everything = functools.partial(settled, self.filesystems)
-        self.wait(everything, time.monotonic() + THAW_PATIENCE, heed=False)
+        self.wait(everything, time.monotonic() + THAW_PATIENCE, interruptible=False)
         self.forget()
-        say("done")
+        send("done")
         for filesystem in self.filesystems:
             filesystem.thread.join()
         self.forget()
@@ -333,8 +338,9 @@ def expedited_rcu() -> Iterator[None]:
                 os.close(fd)
 
 
-def stay_alive() -> int:
-    """Let nothing that is frozen, swapped or short of memory stop this process. Return an errno."""
+def lock_memory() -> int:
+    """Lock the memory and adjust the OOM score, so that neither a frozen disk nor a shortage of
+    memory stops this process. Return an errno."""
     libc.prctl(PR_SET_NAME, b"vmsnap-guard", 0, 0, 0)
     # Memory that the kernel frees for us must not be freed by writing to a frozen filesystem
     # (Linux 5.6; prctl(2)).
@@ -369,7 +375,7 @@ def main(argv: list[str]) -> None:
         filesystems.append(Filesystem(int(fd_word), int(step), action))
     guard = Guard(filesystems, list_path)
 
-    unlocked = stay_alive()
+    unlocked = lock_memory()
     threading.stack_size(STACK_BYTES)
     try:
         for filesystem in filesystems:
@@ -380,7 +386,7 @@ def main(argv: list[str]) -> None:
         sys.stderr.write(f"{e}\n")
         sys.stderr.flush()
         os._exit(1)
-    say("ready", value=unlocked)
+    send("ready", value=unlocked)
     guard.run(timeout, hold)
 
 

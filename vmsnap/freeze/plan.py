@@ -164,33 +164,33 @@ def steps_of(
     decisions: dict[str, tuple[Action, str]],
     sys: Path,
 ) -> dict[str, int]:
-    """Number the steps from 1. A filesystem comes before the one that carries it, / comes last."""
+    """Number the steps from 1. A filesystem comes before the one that backs it; / comes last."""
     by_point = {m.point: m.device for ms in superblocks.values() for m in ms if m.pid is None}
-    carried: dict[str, set[str]] = {}
+    stacked: dict[str, set[str]] = {}
     for device, mounts in superblocks.items():
         if not by_nature(mounts[0])[1].startswith("virtual"):
-            for carrier in carriers(mounts[0], by_point, sys):
-                if carrier != device:
-                    carried.setdefault(carrier, set()).add(device)
+            for backing in backing_filesystems(mounts[0], by_point, sys):
+                if backing != device:
+                    stacked.setdefault(backing, set()).add(device)
     heights: dict[str, int] = {}
 
     def height(device: str) -> int:
         if device not in heights:
             heights[device] = 0  # breaks a cycle, which only a misread sysfs could show
-            heights[device] = max((1 + height(c) for c in carried.get(device, ())), default=0)
+            heights[device] = max((1 + height(c) for c in stacked.get(device, ())), default=0)
         return heights[device]
 
     acted_on = [device for device, (action, _) in decisions.items() if action is not Action.SKIP]
     ranks = {h: rank for rank, h in enumerate(sorted({height(d) for d in acted_on}), start=1)}
     steps = {device: ranks[height(device)] for device in acted_on}
     root = by_point.get("/", "")
-    if root in steps and not any(root in of_carrier for of_carrier in carried.values()):
+    if root in steps and not any(root in above for above in stacked.values()):
         steps[root] = max(steps.values())
     return steps
 
 
-def carriers(mount: Mount, by_point: dict[str, str], sys: Path) -> Iterator[str]:
-    """The superblocks that hold files in which this one lies."""
+def backing_filesystems(mount: Mount, by_point: dict[str, str], sys: Path) -> Iterator[str]:
+    """The superblocks of the files that back this one."""
     if mount.fstype == "overlay":
         for option in mount.options.split(","):
             key, _, value = option.partition("=")

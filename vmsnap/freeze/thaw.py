@@ -46,7 +46,8 @@ class Call:
 
 
 def thaw_all(filesystems: Iterable[tuple[int, int, What]]) -> list[tuple[What, int]]:
-    """Thaw (step, descriptor, what), carriers first, each step at once. Return (what, errno)."""
+    """Thaw (step, descriptor, what), backing filesystems first, each step at once. Return (what,
+    errno)."""
     calls = [(step, Call(fd), what) for step, fd, what in filesystems]
     for current in sorted({step for step, _, _ in calls}, reverse=True):
         deadline = time.monotonic() + STEP_PATIENCE

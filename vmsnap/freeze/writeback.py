@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing out what is dirty little by little, before syncfs writes out all that is left.
+"""Writeback of dirty pages in small pieces, before syncfs writes back the rest.
 
-One syncfs of 50 MiB puts all of it in front of every write of everybody else, and stalls them
-longer than the freeze does. This asks for a MiB, waits until it is on the disk, and asks for the
-next, so that others get their turn in between. It needs to know files for that: those that any
-process has open. It changes nothing and opens nothing; what cannot be had is left to syncfs.
+One syncfs of 50 MiB queues all of it ahead of other writers and stalls them longer than the freeze
+does. This requests one MiB, waits until it is on the disk, and requests the next, so that other
+writes get their turn. sync_file_range needs files: those that any process has open. It changes
+nothing and opens nothing; what it cannot reach is left to syncfs.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def flush_gently(devices: Collection[int], waiter: Waiter) -> None:
 
     In a child, which may hang on a broken disk or a dead server without harm to us.
     """
-    with contextlib.suppress(OSError):  # no process to be had for a nicety
+    with contextlib.suppress(OSError):  # no process available: syncfs does it all
         in_child(lambda told: flush(devices), "vmsnap-flush", (), waiter, LONGEST, heed=True)
 
 
