@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 DIRECTORY = Path(__file__).parents[2] / "build/images"
-MIRROR = "http://deb.debian.org/debian"
 TOOLS = ("mmdebstrap", "mkfs.ext4")
 LABEL_AT = 1024 + 0x78  # ext4(5): s_volume_name, 16 bytes of the superblock
 # Reads the directory as it is made, and leaves nothing for the kernel to initialize later:
@@ -108,7 +107,7 @@ class Recipe:
 
     @property
     def fingerprint(self) -> str:
-        recipe = repr((self.mmdebstrap, MIRROR, MKFS, self.mib))
+        recipe = repr((self.mmdebstrap, MKFS, self.mib))
         return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
@@ -179,6 +178,32 @@ RECIPES = (
 )
 
 
+def mirror() -> str:
+    """The archive that this machine's apt uses for Debian itself, so that images can be built
+    behind any mirror. Raises RuntimeError."""
+    argv = [
+        "apt-get",
+        "indextargets",
+        "--format",
+        "$(REPO_URI) $(COMPONENT)",
+        "Created-By: Packages",
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return archive_of(done.stdout)
+
+
+def archive_of(targets: str) -> str:
+    """The first archive that has Debian's main component and is not that of security updates."""
+    for line in targets.splitlines():
+        uri, _, component = line.rpartition(" ")
+        if component == "main" and "security" not in uri:
+            return uri.rstrip("/")
+    raise RuntimeError(
+        "found no archive of Debian among the sources of apt, expected one such as "
+        "`deb http://MIRROR/debian bookworm main` in /etc/apt/sources.list"
+    )
+
+
 def label(image: Path) -> str:
     """The ext4 label of an image; empty if there is none."""
     if not image.exists():
@@ -214,7 +239,7 @@ def build(recipe: Recipe) -> None:
     work = Path(tempfile.mkdtemp(prefix=f".{recipe.name}.", dir=DIRECTORY))
     try:
         root, image = work / "root", work / "image"
-        call(*recipe.mmdebstrap, root, MIRROR)
+        call(*recipe.mmdebstrap, root, mirror())
         with image.open("wb") as file:
             file.truncate(recipe.mib << 20)
         call(*MKFS, "-L", recipe.fingerprint, "-d", root, image)

@@ -19,6 +19,7 @@ from .image import (
     DNF,
     OURS,
     Recipe,
+    archive_of,
 )
 
 QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
@@ -31,6 +32,25 @@ PRESENT = {
     **dict.fromkeys((DNF, CLOUD_DNF), {"python3-distro", "python3-jsonschema"}),
     **dict.fromkeys((CLOUD12, CLOUD13), {"python3-jsonschema"}),
 }
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        "http://deb.debian.org/debian/ main",
+        "http://security.debian.org/debian-security/ main\nhttp://deb.debian.org/debian/ main",
+        "http://deb.debian.org/debian/ contrib\nhttp://deb.debian.org/debian/ main\nhttp://b/ main",
+    ],
+)
+def test_images_are_built_from_the_mirror_that_this_machine_uses(sources: str) -> None:
+    here = sources.replace("deb.debian.org", "mirror.example:8080/pub")
+    assert archive_of(here + "\n") == "http://mirror.example:8080/pub/debian"
+
+
+@pytest.mark.parametrize("sources", ["", "http://security.debian.org/debian-security/ main\n"])
+def test_a_machine_without_a_mirror_is_told_what_is_missing(sources: str) -> None:
+    with pytest.raises(RuntimeError, match=r"found no archive .* expected one such as"):
+        archive_of(sources)
 
 
 def nothing(root: Path) -> None:
