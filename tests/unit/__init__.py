@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests without processes and without ioctls. They run as root and leave nothing behind."""
+"""Tests without processes and without ioctls. Any user can run them; they leave nothing behind."""

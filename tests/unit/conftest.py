@@ -8,13 +8,13 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+from .ownership import Ownership, trusted_directory
 from .worlds import Etc, Machine
 
 
@@ -36,6 +36,13 @@ def no_processes_and_no_ioctls(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(owner, name, forbidden)
 
 
+@pytest.fixture(autouse=True)
+def ownership(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    if os.getuid() != 0:
+        tmp_path_factory.getbasetemp()  # whose owner pytest looks at, and should see
+        Ownership().pretend(monkeypatch)
+
+
 @pytest.fixture
 def never_hangs() -> Iterator[None]:
     """A rescue, not a measurement: whoever waits for a FIFO's other end is woken and fails."""
@@ -51,11 +58,9 @@ def never_hangs() -> Iterator[None]:
 
 
 @pytest.fixture
-def trusted_dir() -> Iterator[Path]:
-    """A directory that only root can change, all the way up. /tmp is not: it is sticky."""
-    if os.geteuid() != 0:
-        pytest.fail("the unit tests make files of other owners: run them as root")
-    path = Path(tempfile.mkdtemp(prefix="vmsnap-test-", dir="/run"))
+def trusted_dir(ownership: None) -> Iterator[Path]:
+    """A directory that only root can change, all the way up."""
+    path = trusted_directory()
     yield path
     shutil.rmtree(path)
 

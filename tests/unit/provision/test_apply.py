@@ -82,7 +82,7 @@ def provisioning(etc: Etc, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> 
 # --- what is written -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
+@pytest.mark.parametrize("umask", [0o000, 0o077])
 def test_what_is_provisioned_passes_every_check(provisioning: Provisioning, umask: int) -> None:
     before = os.umask(umask)
     try:
