@@ -43,6 +43,14 @@ def ownership(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
         Ownership().pretend(monkeypatch)
 
 
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """What a test makes is as it says, whatever the user's own."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture
 def never_hangs() -> Iterator[None]:
     """A rescue, not a measurement: whoever waits for a FIFO's other end is woken and fails."""
