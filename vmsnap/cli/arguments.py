@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,6 @@ examples:
   vmsnap init --quiesce postgresql           an app that needs no script of yours
   vmsnap init --quiesce mariadb shop-db      the same under another name
 """
-HOOKS = ("qemu", "vmware", "google", "aws", "nutanix", "azure")
 HOOK_EXAMPLES = """\
 examples:
   vmsnap hook qemu freeze     what qemu-ga calls before it freezes: exit code 1 keeps it from it
@@ -95,7 +94,7 @@ INTEGRATE_EXAMPLES = """\
 examples:
   vmsnap integrate --dry-run    what would be written, for which agent
   vmsnap integrate              connect to the agent of this platform
-  vmsnap integrate qemu         to this one: qemu, vmware, google, aws, nutanix or azure
+  vmsnap integrate qemu         to this one (`vmsnap hook --help` lists them)
   vmsnap integrate --remove     leave everything as it was before
 
 What the agent of the platform calls from then on is `vmsnap hook`. `vmsnap check` says whether that
@@ -255,6 +254,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+class AgentNames:
+    """The known agents, looked up when argparse asks for them: most commands start without them."""
+
+    def __iter__(self) -> Iterator[str]:
+        from vmsnap.platforms.registry import agents
+
+        return iter(agents())
+
+    def __contains__(self, name: object) -> bool:
+        return name in tuple(self)
+
+
 def add_agents(command: Callable[..., argparse.ArgumentParser]) -> None:
     """The commands about the agents of platforms."""
     integrate = command(
@@ -266,7 +277,7 @@ def add_agents(command: Callable[..., argparse.ArgumentParser]) -> None:
         "agent",
         nargs="?",
         metavar="AGENT",
-        choices=HOOKS,
+        choices=AgentNames(),
         help="this one, and not that of the platform that this is",
     )
     integrate.add_argument(
@@ -281,7 +292,7 @@ def add_agents(command: Callable[..., argparse.ArgumentParser]) -> None:
         epilog=HOOK_EXAMPLES,
         usage="vmsnap hook [options] AGENT EVENT [ARGUMENT...]",
     )
-    hook.add_argument("agent", metavar="AGENT", choices=HOOKS, help=", ".join(HOOKS))
+    hook.add_argument("agent", metavar="AGENT", choices=AgentNames(), help="%(choices)s")
     hook.add_argument("event", metavar="EVENT", help="as the agent says it")
     hook.add_argument(
         "--within", type=seconds, metavar="SECONDS", help="how long the agent waits for an answer"

@@ -156,7 +156,7 @@ def unsound(arguments: argparse.Namespace, agents: list[str]) -> Inspection:
 
 
 def show_integration(arguments: argparse.Namespace, done: Mapping[str, Changes]) -> None:
-    from vmsnap.platforms.agent import CONNECTIONS
+    from vmsnap.platforms.registry import agents
 
     wrote, removed = ("would write", "would remove") if arguments.dry_run else ("wrote", "removed")
     for agent, changes in done.items():
@@ -168,7 +168,7 @@ def show_integration(arguments: argparse.Namespace, done: Mapping[str, Changes])
         lines += [f"restarted {changes.restarted}"] if changes.restarted else []
         print("\n".join(lines or ["nothing to do in this machine"]))
         if not arguments.remove:
-            print(f"to take a snapshot: {CONNECTIONS[agent](Path('/')).host}")
+            print(f"to take a snapshot: {agents()[agent].connection(Path('/')).host}")
 
 
 def provision_command(arguments: argparse.Namespace) -> int:

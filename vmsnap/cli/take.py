@@ -197,11 +197,13 @@ def session_command(arguments: argparse.Namespace) -> int:
 def hook_command(arguments: argparse.Namespace) -> int:
     from vmsnap.journal.sender import Event, Journal, Priority
     from vmsnap.platforms import hook
+    from vmsnap.platforms.agent import HookOutcome
+    from vmsnap.platforms.registry import agents
     from vmsnap.report import text as report
     from vmsnap.report.summary import summary
     from vmsnap.session.options import Options
 
-    agent = hook.AGENTS[arguments.agent]
+    agent = agents()[arguments.agent]
     if arguments.event not in agent.events:
         known = ", ".join(agent.events)
         arguments.parser.error(f"found the event {arguments.event!r}, expected one of {known}")
@@ -213,7 +215,7 @@ def hook_command(arguments: argparse.Namespace) -> int:
         Options(etc=arguments.etc, run=arguments.run, state=arguments.state),
         arguments.within,
     )
-    done = ending is hook.Ending.DONE
+    done = ending is HookOutcome.DONE
     told = f"agent {arguments.agent} has said {arguments.event}: {ending.value}"
     priority = Priority.INFO if done else Priority.WARNING
     Journal().send(told, Event.NOTE.value, priority)  # few agents keep what we print

@@ -6,19 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+from vmsnap.platforms.agent import Detection
+from vmsnap.platforms.registry import agents
 from vmsnap.system.process import output_of
-
-# How the firmware's vendor begins, what cloud-init calls the cloud and systemd-detect-virt(1) the
-# hypervisor -> the agent, as `vmsnap hook` knows it. In this order: cloud-init may have run
-# elsewhere, and what the detection says depends on its age.
-VENDORS = {"Amazon EC2": "aws", "Google": "google", "VMware": "vmware"}
-CLOUDS = {"aws": "aws", "gce": "google", "azure": "azure"}
-HYPERVISORS = {"amazon": "aws", "google": "google", "vmware": "vmware"}
-HYPERVISORS.update(kvm="qemu", qemu="qemu")
-# Of Azure's machines; others of Hyper-V have the same vendor (cloud-init, ds-identify).
-AZURE_TAG = "7783-7084-3265-9085-8269-3286-77"
 
 
 def distribution() -> str:
@@ -44,17 +37,27 @@ def said(path: Path) -> str:
 
 
 def agent(root: Path = Path("/")) -> str:
-    """Whose hook begins a session on this platform: a name of hook.AGENTS, "" if nobody's known."""
-    if said(root / "sys/class/dmi/id/chassis_asset_tag") == AZURE_TAG:
-        return "azure"
-    vendor = hypervisor(root / "sys")
-    by_vendor = (agent for begins, agent in VENDORS.items() if vendor.startswith(begins))
-    found = next(by_vendor, None) or CLOUDS.get(cloud(root))
-    found = found or HYPERVISORS.get(virtualization(), "")
-    # AHV is KVM, and has an agent of its own, or QEMU's.
-    if found == "qemu" and (root / "usr/local/nutanix/ngt").exists():
-        return "nutanix"
-    return found
+    """The name of the agent that begins a session on this platform, "" if none is known.
+
+    The firmware is asked before cloud-init, which may have run elsewhere, and that before
+    systemd-detect-virt(1), whose answer depends on its age.
+    """
+    known = {name: agent.detection for name, agent in agents().items()}
+    signs = {name: one.instead_of for name, one in known.items() if one.sign(root)}
+    for name, instead_of in signs.items():
+        if not instead_of:
+            return name
+    vendor, found = hypervisor(root / "sys"), cloud(root)
+    ways: tuple[Callable[[Detection], bool], ...] = (
+        lambda one: vendor.startswith(one.vendors),
+        lambda one: found in one.clouds,
+        lambda one: virtualization() in one.hypervisors,
+    )
+    for matches in ways:
+        for name, one in known.items():
+            if matches(one):
+                return next((other for other, it in signs.items() if it == name), name)
+    return ""
 
 
 def cloud(root: Path = Path("/")) -> str:

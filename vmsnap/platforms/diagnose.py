@@ -4,41 +4,22 @@ was written for it is in place, and nothing else keeps it from calling us."""
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import os
-import re
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from vmsnap.config.azure import parse_plugin_host
 from vmsnap.config.checks import Inspection
-from vmsnap.config.formats import Incorrect
-from vmsnap.errors import Kind, Problem, Severity
-from vmsnap.platforms.agent import (
-    CONNECTIONS,
-    IN_CONF,
-    VMSNAP,
-    Connection,
-    has_addition,
-    inside,
-    ours,
-    text_of,
-)
+from vmsnap.errors import Problem
+from vmsnap.platforms.additions import has_addition, ours, text_of
+from vmsnap.platforms.agent import VMSNAP, Agent, Connection, error, warning
 from vmsnap.platforms.agent_service import is_running, outdated
-from vmsnap.platforms.hook import AGENTS, unfrozen
 from vmsnap.platforms.integrate import RECORD, ROOT, readable, unfinished
+from vmsnap.platforms.registry import agents
 from vmsnap.system.files import File, is_there
-from vmsnap.system.process import output_of
 from vmsnap.system.trusted import Unreadable, Untrusted, open_trusted
-
-AZURE_EXTENSION = "Microsoft.Azure.RecoveryServices.VMSnapshotLinux*"
-BLOCKED = re.compile(r"^[ \t]*(block-rpcs|blacklist)[ \t]*=.*guest-fsfreeze", re.M)
-TRUE = ("true", "1", "t", "yes", "y", "on")  # go-ini
-GOOGLE_SECONDS = 60  # what the hook is told to expect, less some: hook.py
-
-Finding = tuple[Severity, Path, str]
 
 
 def inspect(
@@ -46,30 +27,24 @@ def inspect(
     state: Path,
     root: Path = ROOT,
     running: bool = True,
-    only: Collection[str] = tuple(CONNECTIONS),
+    only: Collection[str] | None = None,
 ) -> None:
-    """Note what is wrong, with `only` these agents. `running`: they should be."""
+    """Note what is wrong, with `only` these agents if any. `running`: they should be."""
     connections = readable(state)
-    findings: list[Finding] = []
     if connections is None:
         connections = {}
-        words = "found a record that nobody can read; run `vmsnap integrate`"
-        findings.append(error(state / RECORD, f"{state / RECORD}: {words}"))
-    findings += [
-        (severity, path, f"{agent}: {words}")
-        for agent in connections
-        if agent in only
-        for severity, path, words in findings_of(agent, CONNECTIONS[agent](root), root, running)
-    ]
-    if "azure" in only:
-        findings += double_runs(found, "azure" in connections, root)
-    for severity, path, words in findings:
-        found.problems.append(Problem(severity, Kind.INCORRECT_INTEGRATION, str(path), words))
+        message = "found a record that cannot be read; run `vmsnap integrate`"
+        found.problems.append(error(state / RECORD, f"{state / RECORD}: {message}"))
+    for name, agent in agents().items():
+        if only is None or name in only:
+            if name in connections:
+                for problem in problems_of(agent, root, running):
+                    found.problems.append(replace(problem, message=f"{name}: {problem.message}"))
+            found.problems += agent.overlap(found.apps, name in connections, root)
 
 
-def findings_of(
-    agent: str, connection: Connection, root: Path, should_run: bool
-) -> Iterator[Finding]:
+def problems_of(agent: Agent, root: Path, should_run: bool) -> Iterator[Problem]:
+    connection = agent.connection(root)
     for file in connection.files:
         yield from of_file(file)
     for path in (*(f.path for f in connection.files), *(a.path for a in connection.additions)):
@@ -91,14 +66,13 @@ def findings_of(
         return
     if connection.channel and not (root / connection.channel).exists():
         words = f"/{connection.channel} is missing: the host gives this machine no channel to it"
-        yield Severity.WARNING, root / connection.channel, words
+        yield warning(root / connection.channel, words)
         return
     running = [unit for unit in connection.units if should_run and is_running(unit)]
     for unit in running:
         if outdated(connection, unit):
             yield error(root, f"{unit} has not read its settings; run `systemctl restart {unit}`")
-    if agent in SPECIAL:
-        yield from SPECIAL[agent](connection, running, root)
+    yield from agent.checks(connection, running, root)
     if should_run and not running:
         yield error(
             root,
@@ -107,11 +81,7 @@ def findings_of(
         )
 
 
-def error(path: Path, words: str) -> Finding:
-    return Severity.ERROR, path, words
-
-
-def of_file(file: File) -> Iterator[Finding]:
+def of_file(file: File) -> Iterator[Problem]:
     path = file.path
     try:
         status = path.lstat()
@@ -131,10 +101,10 @@ def of_file(file: File) -> Iterator[Finding]:
         )
     elif not is_there(file):
         words = "it is not what vmsnap would write now; run `vmsnap integrate`"
-        yield Severity.WARNING, path, f"{path}: {words}"
+        yield warning(path, f"{path}: {words}")
 
 
-def of_selinux(connection: Connection, root: Path) -> Iterator[Finding]:
+def of_selinux(connection: Connection, root: Path) -> Iterator[Problem]:
     for path in (file.path for file in connection.files if file.mode & 0o100):
         with contextlib.suppress(OSError):
             label = os.getxattr(path, "security.selinux").decode(errors="replace").strip("\0")
@@ -148,106 +118,3 @@ def of_selinux(connection: Connection, root: Path) -> Iterator[Finding]:
             f"SELinux does not let the agent's hooks do anything; run "
             f"`setsebool -P {connection.boolean} on`",
         )
-
-
-# --- what only one of them has -------------------------------------------------------------------
-
-
-def of_qemu(connection: Connection, running: list[str], root: Path) -> Iterator[Finding]:
-    expected = inside(root, connection.files[0].path)
-    for addition in connection.additions:
-        if BLOCKED.search(text_of(addition.path)):
-            words = "found that guest-fsfreeze-freeze is among the blocked commands"
-            yield error(addition.path, f"{addition.path}: {words}")
-        if IN_CONF.findall(text_of(addition.path))[-1:] != [expected]:
-            words = f"found that fsfreeze-hook= is not {expected}; run `vmsnap integrate`"
-            yield error(addition.path, f"{addition.path}: {words}")
-    for unit in running:
-        pid = output_of(["systemctl", "show", "--property=MainPID", "--value", unit])[1].strip()
-        argv = text_of(Path("/proc") / pid / "cmdline").split("\0")
-        hooks = [word for word in argv if (word + "=").startswith(("-F", "--fsfreeze-hook="))]
-        wanted = (f"-F{expected}", f"--fsfreeze-hook={expected}")
-        # Of the command line and the file, the former wins.
-        if any(word not in wanted for word in hooks) or not (hooks or connection.additions):
-            found = " ".join(hooks) or "no -F"
-            words = f"{unit} runs with {found}, expected -F{expected}; see `systemctl cat {unit}`"
-            yield error(root, words)
-
-
-def of_google(connection: Connection, _: list[str], root: Path) -> Iterator[Finding]:
-    """Which of the three files wins depends on the agent's version."""
-    for suffix in ("", ".distro", ".template"):
-        path = Path(f"{connection.additions[0].path}{suffix}")
-        settings = ini(text_of(path))
-        enabled = settings.get("snapshots", "enabled", fallback="true") or ""
-        seconds = settings.get("snapshots", "timeout_in_seconds", fallback="60") or ""
-        if enabled.lower() not in TRUE:
-            yield error(path, f"{path}: found [Snapshots] enabled = {enabled}, expected true")
-        if not seconds.isdecimal() or int(seconds) < GOOGLE_SECONDS:
-            yield error(
-                path,
-                f"{path}: found [Snapshots] timeout_in_seconds = {seconds}, expected at least "
-                f"{GOOGLE_SECONDS}: vmsnap would take too long",
-            )
-
-
-def of_vmware(_: Connection, __: list[str], root: Path) -> Iterator[Finding]:
-    path = root / "etc/vmware-tools/tools.conf"
-    scripts = ini(text_of(path)).get("vmbackup", "execscripts", fallback="true") or ""
-    if scripts.lower() in ("false", "0"):
-        yield error(path, f"{path}: found [vmbackup] execScripts = {scripts}, expected true")
-
-
-def of_azure(connection: Connection, _: list[str], root: Path) -> Iterator[Finding]:
-    """Without a plugin host file the extension has one that names ours."""
-    ours, host = connection.files[-1].path, root / "etc/azure/VMSnapshotPluginHost.conf"
-    named: tuple[str, ...] = ()
-    with contextlib.suppress(Incorrect):  # `vmsnap check` says so anyway
-        named = parse_plugin_host(text_of(host), str(host))[1]
-    if host.exists() and inside(root, ours) not in named:
-        words = f"found no pluginConfigPath {inside(root, ours)}, expected one, or no such file"
-        yield error(host, f"{host}: {words}")
-
-
-def of_aws(_: Connection, __: list[str], root: Path) -> Iterator[Finding]:
-    for path in unfrozen(AGENTS["aws"]):
-        words = f"{path} is not frozen in its sessions, since the agent has to write there; "
-        words += "data that must be consistent belongs on another filesystem"
-        yield Severity.WARNING, Path(path), words
-
-
-def ini(text: str) -> configparser.ConfigParser:
-    """Keys in small letters, and section names too. What can't be read is left out."""
-    parser = configparser.ConfigParser(strict=False, interpolation=None, allow_no_value=True)
-    with contextlib.suppress(configparser.Error):
-        lines = (line.lower() if line.startswith("[") else line for line in text.splitlines())
-        parser.read_string("\n".join(("[ ]", *lines)))  # keys may come before any section
-    return parser
-
-
-SPECIAL: Mapping[str, Callable[[Connection, list[str], Path], Iterator[Finding]]] = {
-    "qemu": of_qemu,
-    "google": of_google,
-    "vmware": of_vmware,
-    "azure": of_azure,
-    "aws": of_aws,
-}
-
-
-# --- Azure ---------------------------------------------------------------------------------------
-
-
-def double_runs(found: Inspection, connected: bool, root: Path) -> Iterator[Finding]:
-    """Azure's extension runs the scripts of its own files by itself. When it calls us besides, they
-    would run twice in one backup."""
-    directory = root / "var/lib/waagent"
-    installed = directory.is_dir() and any(directory.glob(AZURE_EXTENSION))
-    for app in found.apps:
-        path = Path(app.config)
-        if path.parent != root / "etc/vmsnap/apps.d" and (connected or installed):
-            yield (
-                Severity.ERROR if connected else Severity.WARNING,
-                path,
-                f"{path}: Azure's extension runs the scripts of app {app.name!r} by itself, and "
-                "vmsnap does; move the file to /etc/vmsnap/apps.d and run `vmsnap integrate azure`",
-            )

@@ -3,7 +3,7 @@
 
 What has been connected is kept in /var/lib/vmsnap/integration.json: so `vmsnap check` misses what
 somebody has removed (diagnose.py), and a removal knows what was not there before. What there is to
-write for which agent is in agent.py.
+write for which agent is in the module of its platform.
 """
 
 from __future__ import annotations
@@ -19,15 +19,10 @@ from pathlib import Path
 
 from vmsnap.errors import Impossible
 from vmsnap.platforms import detect
-from vmsnap.platforms.agent import (
-    CONNECTIONS,
-    Connection,
-    has_addition,
-    ours,
-    with_addition,
-    without,
-)
+from vmsnap.platforms.additions import has_addition, ours, with_addition, without
+from vmsnap.platforms.agent import Connection
 from vmsnap.platforms.agent_service import relabel, restart
+from vmsnap.platforms.registry import agents
 from vmsnap.system.files import (
     File,
     is_there,
@@ -91,7 +86,7 @@ def connect(
 ) -> Changes:
     """Write what the agent needs to call us, unless it is there, and have it read that; `wait`
     until it has started again. Raises NotPossible, and OSError with nothing written."""
-    connection = CONNECTIONS[agent](root)
+    connection = agents()[agent].connection(root)
     wanted = [*(free(file) for file in connection.files), *added(connection)]
     missing = [file for file in wanted if not is_there(file)]
     written = tuple(str(file.path) for file in missing)
@@ -129,7 +124,7 @@ def disconnect(
 ) -> Changes:
     """Take back what `connect` has written; what somebody has put in its place is left alone.
     The agent forgets its hook before that is gone: one that it cannot find is a failure."""
-    connection = CONNECTIONS[agent](root)
+    connection = agents()[agent].connection(root)
     before = recorded(state)
     mine = before.get(agent) or connected(connection)
     there = [Path(path) for path in mine.files if os.path.lexists(path)]
@@ -166,11 +161,11 @@ def disconnect(
 def traces(state: Path, root: Path = ROOT) -> list[str]:
     """The agents of which there is anything to disconnect, be it without a record."""
     known = recorded(state)
-    return [agent for agent in CONNECTIONS if agent in known or any_of_ours(agent, root)]
+    return [agent for agent in agents() if agent in known or any_of_ours(agent, root)]
 
 
 def any_of_ours(agent: str, root: Path) -> bool:
-    connection = CONNECTIONS[agent](root)
+    connection = agents()[agent].connection(root)
     return any(ours(file.path) for file in connection.files) or any(
         has_addition(addition.path) for addition in connection.additions
     )
@@ -267,7 +262,7 @@ def readable(state: Path) -> dict[str, Connected] | None:
         return {
             agent: Connected(*(tuple(map(str, told[key])) for key in PATHS))
             for agent, told in found["agents"].items()
-            if agent in CONNECTIONS
+            if agent in agents()
         }
     except (FileNotFoundError, NotADirectoryError):
         return {}

@@ -24,6 +24,7 @@ from vmsnap.config import app as config
 from vmsnap.config import checks
 from vmsnap.config.formats import PLAIN_WORD, expectation
 from vmsnap.config.settings import SETTINGS, spelled
+from vmsnap.platforms.registry import agents
 from vmsnap.system.process import output_of
 from vmsnap.system.trusted import Unreadable, Untrusted, encodable, open_trusted
 
@@ -95,9 +96,10 @@ def not_json(value: object, path: tuple[object, ...]) -> Iterator[Mistake]:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema (draft-07) of the document, with that of an app in it."""
+    """The JSON Schema (draft-07) of the document, with that of an app and the agents in it."""
     text = Path(__file__).with_name("provision.schema.json").read_text(encoding="utf-8")
     whole: dict[str, Any] = json.loads(text)
+    whole["properties"]["integrate"]["enum"][1:1] = agents()
     app = config.schema()
     whole["definitions"]["config"] = {
         "description": app["description"],

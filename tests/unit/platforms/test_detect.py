@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vmsnap.platforms import detect
+from vmsnap.platforms.azure import TAG as AZURE_TAG
 from vmsnap.platforms.detect import agent, hypervisor
 
 DMI = "class/dmi/id"
@@ -67,7 +68,7 @@ def test_the_firmware_says_which_hypervisor_this_is(
         ({VENDOR: "VMware, Inc.\n", **cloud("aws")}, "vmware", "vmware"),
         ({VENDOR: "Nutanix\n", PRODUCT: "AHV\n"}, "kvm", "qemu"),
         ({VENDOR: "Nutanix\n", "usr/local/nutanix/ngt/python": ""}, "kvm", "nutanix"),
-        ({VENDOR: "Microsoft Corporation\n", TAG: f"{detect.AZURE_TAG}\n"}, "microsoft", "azure"),
+        ({VENDOR: "Microsoft Corporation\n", TAG: f"{AZURE_TAG}\n"}, "microsoft", "azure"),
         # Hyper-V's own has no hooks
         ({VENDOR: "Microsoft Corporation\n", TAG: "1234\n"}, "microsoft", ""),
         ({VENDOR: "Xen\n"}, "xen", ""),

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from vmsnap.config.checks import Inspection
 from vmsnap.platforms import diagnose, integrate
-from vmsnap.platforms.agent import CONNECTIONS, with_addition, without
+from vmsnap.platforms.additions import with_addition, without
 from vmsnap.platforms.integrate import NotPossible, connect, disconnect, recorded
+from vmsnap.platforms.registry import agents
 from vmsnap.system import files
 
-AGENTS = sorted(CONNECTIONS)
+AGENTS = sorted(agents())
 WRITING = sorted(set(AGENTS) - {"aws"})
 
 
@@ -102,7 +103,7 @@ def test_directories_that_were_made_are_removed_unless_something_is_in_them(
 ) -> None:
     before = set(machine.tree())
     connect(agent, machine.state, root=machine.root)
-    path = CONNECTIONS[agent](machine.root).files[0].path.with_name("theirs")
+    path = agents()[agent].connection(machine.root).files[0].path.with_name("theirs")
     theirs = str(path.relative_to(machine.root))
     machine.write(theirs, "")
     disconnect(agent, machine.state, root=machine.root)
@@ -134,7 +135,7 @@ def test_a_dry_run_says_what_would_be_written_and_does_nothing(
 
 @pytest.mark.parametrize("agent", WRITING)
 def test_what_somebody_else_has_put_there_is_in_the_way(machine: Machine, agent: str) -> None:
-    path = CONNECTIONS[agent](machine.root).files[-1].path
+    path = agents()[agent].connection(machine.root).files[-1].path
     machine.write(str(path.relative_to(machine.root)), "#!/bin/sh\nmine\n", 0o700)
     before = machine.tree()
     with pytest.raises(NotPossible, match=str(path)):
@@ -145,7 +146,7 @@ def test_what_somebody_else_has_put_there_is_in_the_way(machine: Machine, agent:
 @pytest.mark.parametrize("agent", WRITING)
 def test_what_somebody_has_replaced_is_left_by_a_removal(machine: Machine, agent: str) -> None:
     connect(agent, machine.state, root=machine.root)
-    path = CONNECTIONS[agent](machine.root).files[0].path
+    path = agents()[agent].connection(machine.root).files[0].path
     path.write_text("mine\n")
     assert machine.problems()
     changes = disconnect(agent, machine.state, root=machine.root)
@@ -370,7 +371,7 @@ def test_a_channel_that_the_host_does_not_give_is_a_warning(qemu: Machine) -> No
 
 def test_a_record_that_nobody_can_read_is_told_and_mended(qemu: Machine) -> None:
     (qemu.state / integrate.RECORD).write_text('{"agents": []}')
-    assert "a record that nobody can read" in qemu.problems()[0]
+    assert "a record that cannot be read" in qemu.problems()[0]
     assert integrate.traces(qemu.state, qemu.root) == ["qemu"]
     connect("qemu", qemu.state, root=qemu.root)
     assert qemu.problems() == []
