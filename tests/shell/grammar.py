@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from vmsnap.cli.arguments import parser
+from vmsnap.cli.main import parser
 
 INTERNAL = "session"  # the unit's, documented with it
 

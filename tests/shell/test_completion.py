@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from vmsnap.cli.arguments import LEVELS, parser
+from vmsnap.cli.arguments import LEVELS
+from vmsnap.cli.main import parser
 from vmsnap.provision.quiescers import QUIESCERS
 
 from .grammar import COMMANDS, commands, options

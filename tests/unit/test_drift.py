@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from vmsnap import __version__
-from vmsnap.cli.arguments import EXAMPLES, FAILED, IN_PROGRESS, LEVELS, NOT_ROOT, OK, USAGE, parser
+from vmsnap.cli.arguments import FAILED, IN_PROGRESS, LEVELS, NOT_ROOT, OK, USAGE
+from vmsnap.cli.main import EXAMPLES, parser
 from vmsnap.config.app import schema
 from vmsnap.config.settings import SETTINGS, Settings, parse_settings
 from vmsnap.consistency import AT_MOST, Level

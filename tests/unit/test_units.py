@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vmsnap.cli import arguments
+from vmsnap.cli.main import parser
 from vmsnap.service.client import UNIT
 from vmsnap.session.notify import EXTEND
 
@@ -328,7 +328,7 @@ def test_a_unit_starts_vmsnap_or_a_tool_of_the_system(command: str) -> None:
 @pytest.mark.parametrize("command", OURS)
 def test_the_command_line_of_a_unit_is_understood(command: str) -> None:
     words = shlex.split(command)[1:]
-    assert arguments.parser().parse_args(words).command_name == words[0]
+    assert parser().parse_args(words).command_name == words[0]
 
 
 @pytest.mark.parametrize(

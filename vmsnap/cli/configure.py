@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One function for each command that writes the configuration."""
+"""The commands that write the configuration: `init` and `provision`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmsnap.cli.arguments import FAILED, OK
+from vmsnap.cli.arguments import FAILED, OK, Commands
 from vmsnap.cli.terminal import (
-    colourful,
     complain,
     is_journal,
     print_json,
@@ -25,15 +24,63 @@ from vmsnap.cli.terminal import (
     whoever_reads,
 )
 from vmsnap.errors import Impossible
+from vmsnap.provision.quiescers import QUIESCERS
 
 if TYPE_CHECKING:
-    from vmsnap.config.checks import Inspection
-    from vmsnap.platforms.integrate import Changes
     from vmsnap.provision.status import Provisioning
 
 TRIAL = "`vmsnap run --no-fsfreeze --require application -- true`"
 SESSION_PATIENCE = 3600.0  # seconds: the longest that pre- and post-scripts may take
-REMOVAL_PATIENCE = 90.0  # the package manager may be waiting
+PROVISION_EXAMPLES = """\
+examples:
+  vmsnap provision --dry-run --file provision.yaml    is it right? (changes nothing)
+  vmsnap provision --file /etc/vmsnap/provision.yaml
+  vmsnap provision - < provision.json
+
+The document is what stands under `vmsnap:` in cloud-init's user-data: vmsnap-provision(5). All of
+it is put into effect or, if anything in it is wrong, nothing. What it does not mention is left as
+it is.
+"""
+INIT_EXAMPLES = """\
+examples:
+  vmsnap init ledger                         a config and two skeletons, to be edited
+  vmsnap init --quiesce postgresql           an app that needs no script of yours
+  vmsnap init --quiesce mariadb shop-db      the same under another name
+"""
+
+
+def register(commands: Commands) -> None:
+    app = commands.add(
+        "init",
+        init_command,
+        "write the config of an app and skeletons of its scripts",
+        examples=INIT_EXAMPLES,
+        usage="vmsnap init [options] [NAME]",
+    )
+    app.add_argument("name", nargs="?", metavar="NAME", help="a plain word: ledger")
+    app.add_argument(
+        "--quiesce", type=quiescer, metavar="SERVER", help=f"set up for {', '.join(QUIESCERS)}"
+    )
+    document = commands.add(
+        "provision",
+        provision_command,
+        "write the configuration that one document describes, as cloud-init does",
+        examples=PROVISION_EXAMPLES,
+        usage="vmsnap provision [options] (- | --file FILE)",
+    )
+    document.add_argument("stdin", nargs="?", metavar="-", help="read JSON from stdin")
+    document.add_argument(
+        "--file", type=Path, metavar="FILE", help="read FILE: YAML, or JSON if named *.json"
+    )
+    document.add_argument(
+        "--dry-run", action="store_true", help="say what would be written (needs no root)"
+    )
+
+
+def quiescer(word: str) -> str:
+    if word not in QUIESCERS:
+        raise argparse.ArgumentTypeError(f"found {word!r}, expected {', '.join(QUIESCERS)}")
+    return word
 
 
 class LeftFrozen(Impossible):
@@ -44,7 +91,6 @@ def init_command(arguments: argparse.Namespace) -> int:
     from vmsnap.config.checks import APP_NAME
     from vmsnap.config.formats import PLAIN_WORD
     from vmsnap.provision.init import init
-    from vmsnap.provision.quiescers import QUIESCERS
 
     name = arguments.quiesce if arguments.name is None else arguments.name
     if name is None:
@@ -65,59 +111,6 @@ def init_command(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def integrate_command(arguments: argparse.Namespace) -> int:
-    from vmsnap.platforms import agent_service, integrate
-    from vmsnap.report import text as report
-    from vmsnap.report.tables import problem_list
-    from vmsnap.session import lock
-
-    if arguments.etc != Path("/etc"):
-        arguments.parser.error(f"found --etc {arguments.etc}, expected /etc: agents know no other")
-    done: dict[str, Changes] = {}
-    wrong: list[str] = []
-    change = integrate.disconnect if arguments.remove else integrate.connect
-    agents = agents_meant(arguments)
-    with contextlib.ExitStack() as stack:
-        if agents and not arguments.dry_run:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # both undo what is half-done
-            descriptor = None
-            if arguments.remove:
-                # One that goes on for longer has its own reasons, and needs no agent's files.
-                with contextlib.suppress(lock.InProgress):
-                    waiting = alone(arguments, "vmsnap integrate", REMOVAL_PATIENCE)
-                    descriptor = stack.enter_context(waiting)
-            else:
-                lock.prepare(arguments.run)
-                descriptor = lock.acquire(arguments.run, "vmsnap integrate")
-                stack.callback(os.close, descriptor)
-            if descriptor is not None:
-                end_killed_session(arguments, descriptor)
-        for agent in agents:
-            try:
-                done[agent] = change(agent, arguments.state, dry_run=arguments.dry_run)
-            except integrate.NotPossible as e:
-                still = f" ({agent} is still connected)" if arguments.remove else ""
-                wrong.append(f"{e}{still}")
-    if done and not arguments.dry_run:
-        agent_service.have_it_checked()
-    found = unsound(arguments, agents)
-    with whoever_reads():
-        if arguments.json:
-            told = {agent: asdict(changes) for agent, changes in done.items()}
-            problems = [problem.to_json() for problem in found.problems]
-            ok = not (wrong or found.errors)
-            print_json({"ok": ok, "agents": told, "refused": wrong, "problems": problems})
-        else:
-            if not agents:
-                print("nothing is connected")
-            show_integration(arguments, done)
-            if found.problems:
-                complain(problem_list(found.problems, report.Paint(colourful(sys.stderr))))
-        for words in wrong:
-            complain(f"vmsnap integrate: {words}")
-    return FAILED if wrong or found.errors else OK
-
-
 @contextlib.contextmanager
 def alone(arguments: argparse.Namespace, whose: str, seconds: float) -> Iterator[int]:
     """Keep sessions from beginning; wait until the one that is in progress has ended."""
@@ -131,44 +124,6 @@ def alone(arguments: argparse.Namespace, whose: str, seconds: float) -> Iterator
         finally:
             show("")
         yield descriptor
-
-
-def agents_meant(arguments: argparse.Namespace) -> list[str]:
-    from vmsnap.platforms import integrate
-
-    if arguments.agent:
-        return [arguments.agent]
-    if arguments.remove:
-        return integrate.traces(arguments.state)
-    return [integrate.this_platforms_agent()]
-
-
-def unsound(arguments: argparse.Namespace, agents: list[str]) -> Inspection:
-    """What is wrong with these connections now that this has been done."""
-    from vmsnap.config import checks
-    from vmsnap.platforms import diagnose
-
-    found = checks.inspect(arguments.etc)
-    found.problems.clear()
-    if not arguments.dry_run and not arguments.remove:
-        diagnose.inspect(found, arguments.state, only=agents)
-    return found
-
-
-def show_integration(arguments: argparse.Namespace, done: Mapping[str, Changes]) -> None:
-    from vmsnap.platforms.registry import agents
-
-    wrote, removed = ("would write", "would remove") if arguments.dry_run else ("wrote", "removed")
-    for agent, changes in done.items():
-        print(f"agent: {agent}")
-        lines = [f"{wrote} {path}" for path in changes.written]
-        lines += [f"{removed} {path}" for path in changes.removed]
-        lines += [f"unchanged: {path}" for path in changes.unchanged]
-        lines += [f"left, for vmsnap has not written it: {path}" for path in changes.left]
-        lines += [f"restarted {changes.restarted}"] if changes.restarted else []
-        print("\n".join(lines or ["nothing to do in this machine"]))
-        if not arguments.remove:
-            print(f"to take a snapshot: {agents()[agent].connection(Path('/')).host}")
 
 
 def provision_command(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way in: parses the command line, runs one function of take.py, show.py or configure.py, and
-translates what it raised into a message and an exit code. Only here."""
+"""The entry point: parses the command line, runs the function of one command, and translates what
+it raised into a message and an exit code. Only here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,50 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmsnap.cli.arguments import FAILED, IN_PROGRESS, NOT_ROOT, OK, USAGE, parser
-from vmsnap.cli.take import COMMANDS, NoCommand, Refused
+from vmsnap import __version__
+from vmsnap.cli import agents, configure, show, take
+from vmsnap.cli.arguments import FAILED, IN_PROGRESS, NOT_ROOT, OK, USAGE, Commands
+from vmsnap.cli.take import NoCommand, Refused
 from vmsnap.cli.terminal import complain, ensure_stdio, let_go_of_stdio, print_json
-from vmsnap.errors import Impossible
+from vmsnap.errors import Failure, Impossible, Kind
+
+DESCRIPTION = "Application-consistent snapshots of this virtual machine, from inside it."
+EXAMPLES = """\
+examples:
+  vmsnap init ledger                  write a config and script skeletons to edit
+  vmsnap init --quiesce postgresql    set up what quiesces a database
+  vmsnap provision --file FILE        write the configuration from one document (cloud-init)
+  vmsnap integrate                    have the platform's agent call vmsnap at every snapshot
+  vmsnap check                        is everything right? (changes nothing)
+  vmsnap plan                         which filesystems would be frozen, and why not the others
+  vmsnap run -- ./take-snapshot       quiesce, freeze, run the command, thaw, resume
+  vmsnap freeze, vmsnap thaw          the same in two halves, held by systemd in between
+  vmsnap status                       the session in progress, or how the last one went
+  vmsnap history --since yesterday    sessions, read back from the journal
+  vmsnap plot 3f2a > session.svg      what happened when in one of them
+  vmsnap thaw --force                 emergency exit: thaw what a killed session left frozen
+
+exit codes: 0 succeeded, 1 failed, 2 usage, 75 another session is in progress, 77 not root
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole grammar."""
+    top = argparse.ArgumentParser(
+        prog="vmsnap",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"vmsnap {__version__}")
+    commands = Commands(top)
+    take.register(commands)
+    show.register_checks(commands)
+    configure.register(commands)
+    agents.register(commands)
+    show.register_sessions(commands)
+    return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,15 +89,16 @@ def command_line(argv: Sequence[str] | None) -> int:
         )
         return NOT_ROOT
     try:
-        return COMMANDS[arguments.command_name](arguments)
+        code: int = arguments.function(arguments)
+        return code
     except BrokenPipeError:  # whoever read our output has seen enough
         return OK
     except InProgress as e:
-        return refuse(arguments, "SESSION_IN_PROGRESS", str(e), IN_PROGRESS)
+        return refuse(arguments, Kind.SESSION_IN_PROGRESS, str(e), IN_PROGRESS)
     except RunDirectoryUnusable as e:
-        return refuse(arguments, "INCORRECT_SETTINGS", str(e), FAILED)
+        return refuse(arguments, Kind.INCORRECT_SETTINGS, str(e), FAILED)
     except Refused as e:
-        return refuse(arguments, e.kind_name, str(e), FAILED)
+        return refuse(arguments, e.kind, str(e), FAILED)
     except NoCommand as e:
         complain(f"vmsnap {arguments.command_name}: {e}")
         return USAGE
@@ -90,12 +131,10 @@ def join_since(words: list[str]) -> list[str]:
     return joined
 
 
-def refuse(arguments: argparse.Namespace, kind_name: str, message: str, code: int) -> int:
+def refuse(arguments: argparse.Namespace, kind: Kind, message: str, code: int) -> int:
     """Report an error for which no session was begun."""
-    from vmsnap.errors import Failure, Kind
     from vmsnap.result import refused
 
-    kind = Kind[kind_name]
     if arguments.json and arguments.command_name in ("run", "freeze", "thaw"):
         print_json(refused(Failure(kind, "check", "", message)).to_json())
     complain(

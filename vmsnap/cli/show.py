@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One function for each command that only looks: what is configured, in progress, or past."""
+"""The commands that only look: what is configured, in progress, or past."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmsnap.cli.arguments import FAILED, OK
+from vmsnap.cli.arguments import FAILED, OK, Commands, selection
 from vmsnap.cli.terminal import colourful, complain, is_journal, print_json
 
 if TYPE_CHECKING:
@@ -17,6 +17,46 @@ if TYPE_CHECKING:
     from vmsnap.freeze.plan import Plan
 
 IN_ORDER = "everything is in order"
+HISTORY_EXAMPLES = """\
+examples:
+  vmsnap history --since yesterday
+  vmsnap history --since '2026-11-01 00:00'
+  vmsnap history --json | jq -r '.[] | select(.outcome == "failed") | .session'
+"""
+PLOT_EXAMPLES = """\
+examples:
+  vmsnap plot 3f2a > session.svg
+"""
+
+
+def register_checks(commands: Commands) -> None:
+    selected = selection()
+    check = commands.add(
+        "check", check_command, "check configuration, scripts and filesystems", selected
+    )
+    check.add_argument(
+        "--watch",
+        action="store_true",
+        help="and have systemd check again when a script's directory changes",
+    )
+    commands.add(
+        "plan", plan_command, "show which filesystems would be frozen, and in which order", selected
+    )
+
+
+def register_sessions(commands: Commands) -> None:
+    commands.add("status", status_command, "show the session in progress, or how the last one went")
+    past = commands.add(
+        "history",
+        history_command,
+        "show past sessions, newest first",
+        examples=HISTORY_EXAMPLES,
+    )
+    past.add_argument("--since", default="", metavar="TIME", help="as journalctl takes it")
+    plot = commands.add(
+        "plot", plot_command, "draw what happened in a session, as SVG", examples=PLOT_EXAMPLES
+    )
+    plot.add_argument("session", metavar="SESSION", help="its UUID, or the beginning of it")
 
 
 def check_command(arguments: argparse.Namespace) -> int:

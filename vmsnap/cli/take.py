@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One function for each command that does something: it calls and prints. No error is handled here,
-those that only look are in show.py, and those that write the configuration in configure.py."""
+"""The commands that take a session through, or one half of it: `run`, `freeze`, `thaw`, and
+`session`, which is vmsnap-session.service. Each calls and prints; errors are handled in main.py."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmsnap.cli import configure
-from vmsnap.cli import show as queries
-from vmsnap.cli.arguments import FAILED, OK
+from vmsnap.cli.arguments import FAILED, OK, Commands, level, seconds, selection
 from vmsnap.cli.terminal import (
     colourful,
     complain,
@@ -23,18 +21,104 @@ from vmsnap.cli.terminal import (
     show_phase,
     whoever_reads,
 )
+from vmsnap.errors import Kind
 
 if TYPE_CHECKING:
     from vmsnap.result import Result
     from vmsnap.session.options import Options
 
+RUN_EXAMPLES = """\
+examples:
+  vmsnap run -- /usr/local/sbin/take-snapshot
+  vmsnap run --hold 20 --require application -- ./cloud-snapshot
+  vmsnap run --no-fsfreeze -- lvcreate --snapshot --name backup --size 5G vg/data   (LVM freezes)
+  vmsnap run --only /srv --only /var/lib/postgresql -- ./take-snapshot
+  vmsnap run --json -- ./take-snapshot 2>/dev/null | jq .consistency
+
+Without COMMAND, that of [snapshot] command= in vmsnap.conf is run.
+COMMAND finds VMSNAP_SESSION and VMSNAP_CONSISTENCY in its environment. It must not write to a
+frozen filesystem: it would wait for the thaw. Its output appears after the thaw.
+"""
+FREEZE_EXAMPLES = """\
+examples:
+  vmsnap freeze --hold 30 || exit
+  if ./take-snapshot; then vmsnap thaw; else vmsnap thaw --failed; fi
+
+  vmsnap freeze --require application --json
+  vmsnap freeze --only /srv --only /var/lib/postgresql
+
+Returns when everything is frozen, or says why not. The session is vmsnap-session.service from then
+on: `vmsnap thaw` or `systemctl stop vmsnap-session` ends it, and so does the end of the hold.
+Interrupting `vmsnap freeze` (Ctrl-C) ends it too; killing it does not.
+"""
+THAW_EXAMPLES = """\
+examples:
+  vmsnap thaw             thaw, run post-scripts, say what the snapshot is worth
+  vmsnap thaw 3f2a        the same, if the session whose UUID begins so is in progress
+  vmsnap thaw --failed    the same, but there is no snapshot
+  vmsnap thaw --force     thaw what a killed session left frozen
+
+Exits with 1 if the hold had expired meanwhile: a snapshot that was not finished by then is none.
+"""
+
+
+def register(commands: Commands) -> None:
+    selected, session = selection(), session_options()
+    commands.add(
+        "run",
+        run_command,
+        "take a snapshot with COMMAND while everything is quiesced and frozen",
+        selected,
+        session,
+        examples=RUN_EXAMPLES,
+        usage="vmsnap run [options] [-- COMMAND [ARGUMENT...]]",
+    )
+    commands.add(
+        "freeze",
+        freeze_command,
+        "quiesce and freeze, and hold that until `vmsnap thaw`",
+        selected,
+        session,
+        examples=FREEZE_EXAMPLES,
+    )
+    thaw = commands.add(
+        "thaw", thaw_command, "end what `vmsnap freeze` began", examples=THAW_EXAMPLES
+    )
+    thaw.add_argument("session", nargs="?", metavar="SESSION", help="end no other than this one")
+    how = thaw.add_mutually_exclusive_group()
+    how.add_argument(
+        "--failed", action="store_true", help="and say that the snapshot has not been taken"
+    )
+    how.add_argument("--force", action="store_true", help="thaw what a killed session left frozen")
+    unit = commands.add(
+        "session", session_command, "the main process of vmsnap-session.service", hidden=True
+    )
+    unit.add_argument("--stopped", action="store_true", help="its ExecStopPost=")
+
+
+def session_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--hold", type=seconds, metavar="SECONDS", help="thaw after this time at the latest (60)"
+    )
+    options.add_argument(
+        "--require",
+        type=level,
+        metavar="LEVEL",
+        help="take no snapshot below crash, filesystem or application consistency",
+    )
+    options.add_argument(
+        "--no-fsfreeze", action="store_true", help="the platform's agent freezes, vmsnap does not"
+    )
+    return options
+
 
 class Refused(Exception):
     """No session was begun, for a reason of the catalogue."""
 
-    def __init__(self, kind_name: str, message: str) -> None:
+    def __init__(self, kind: Kind, message: str) -> None:
         super().__init__(message)
-        self.kind_name = kind_name
+        self.kind = kind
 
 
 class NoCommand(Exception):
@@ -97,7 +181,7 @@ def configured_command(arguments: argparse.Namespace) -> tuple[str, ...]:
     found = checks.Inspection()
     checks.inspect_settings(found, arguments.etc)
     if found.errors:
-        raise Refused("INCORRECT_SETTINGS", found.errors[0].message)
+        raise Refused(Kind.INCORRECT_SETTINGS, found.errors[0].message)
     if not found.settings.command:
         raise NoCommand(
             "found no COMMAND after -- and no command= under [snapshot] in "
@@ -149,7 +233,7 @@ def thaw_command(arguments: argparse.Namespace) -> int:
         result = client.thaw(arguments.run, arguments.state, wanted, arguments.failed)
     except client.NoSession as e:
         if e.last is None or e.last.ok:
-            raise Refused("NO_SESSION", str(e)) from None
+            raise Refused(Kind.NO_SESSION, str(e)) from None
         show("")
         complain(f"vmsnap thaw: {e}; this is the last one:")
         result = e.last
@@ -194,40 +278,6 @@ def session_command(arguments: argparse.Namespace) -> int:
     return OK if unit.serve(arguments.run).ok else FAILED
 
 
-def hook_command(arguments: argparse.Namespace) -> int:
-    from vmsnap.journal.sender import Event, Journal, Priority
-    from vmsnap.platforms import hook
-    from vmsnap.platforms.agent import HookOutcome
-    from vmsnap.platforms.registry import agents
-    from vmsnap.report import text as report
-    from vmsnap.report.summary import summary
-    from vmsnap.session.options import Options
-
-    agent = agents()[arguments.agent]
-    if arguments.event not in agent.events:
-        known = ", ".join(agent.events)
-        arguments.parser.error(f"found the event {arguments.event!r}, expected one of {known}")
-    insist_on_run_directory(arguments)
-    ending, result = hook.call(
-        arguments.agent,
-        arguments.event,
-        tuple(arguments.rest),
-        Options(etc=arguments.etc, run=arguments.run, state=arguments.state),
-        arguments.within,
-    )
-    done = ending is HookOutcome.DONE
-    told = f"agent {arguments.agent} has said {arguments.event}: {ending.value}"
-    priority = Priority.INFO if done else Priority.WARNING
-    Journal().send(told, Event.NOTE.value, priority)  # few agents keep what we print
-    with whoever_reads():
-        if arguments.json:
-            print_json({"ending": ending.name, "result": result.to_json() if result else None})
-        else:
-            words = "" if result is None else summary(result, report.Paint(False))
-            complain(f"{told}\n{words}".rstrip())
-    return agent.codes.get(ending, OK if done else FAILED)
-
-
 def force_thaw(arguments: argparse.Namespace) -> int:
     from vmsnap.session import lock
     from vmsnap.session.recovery import conclude, thaw_by_force
@@ -253,20 +303,3 @@ def force_thaw(arguments: argparse.Namespace) -> int:
         else:
             print("\n".join(told))
     return OK if good else FAILED
-
-
-COMMANDS = {
-    "run": run_command,
-    "freeze": freeze_command,
-    "thaw": thaw_command,
-    "hook": hook_command,
-    "integrate": configure.integrate_command,
-    "check": queries.check_command,
-    "plan": queries.plan_command,
-    "init": configure.init_command,
-    "provision": configure.provision_command,
-    "status": queries.status_command,
-    "history": queries.history_command,
-    "plot": queries.plot_command,
-    "session": session_command,
-}

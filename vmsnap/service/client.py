@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 UNIT = "vmsnap-session.service"
 BOOTED = Path("/run/systemd/system")  # sd_booted(3)
-IN_PROGRESS = "75"  # how the unit ends when it finds another session
+IN_PROGRESS = str(os.EX_TEMPFAIL)  # how the unit ends when it finds another session
 
 
 class Unavailable(Impossible):

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from vmsnap.cli import main as cli
-from vmsnap.cli.take import COMMANDS as COMMANDS_BY_NAME
 from vmsnap.consistency import Level
 from vmsnap.freeze.frozen_list import FROZEN_LIST
 from vmsnap.freeze.plan import Plan
@@ -56,7 +55,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[argparse.Namespace]:
         calls.append(arguments)
         return OK
 
-    monkeypatch.setitem(COMMANDS_BY_NAME, "run", record)
+    monkeypatch.setattr("vmsnap.cli.take.run_command", record)
     return calls
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vmsnap import platforms
-from vmsnap.cli.arguments import parser
+from vmsnap.cli.main import parser
 from vmsnap.config.checks import Inspection
 from vmsnap.platforms import detect, diagnose
 from vmsnap.platforms.agent import Act
