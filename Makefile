@@ -51,7 +51,8 @@ lint: setup ## format, lint, types, Python 3.9 (3.6 for cloud-init), shell scrip
 	$(VENV)/bin/mypy
 	$(VENV)/bin/vermin -q --no-tips --violations -t=3.9- vmsnap bin/vmsnap quiesce/*
 	$(VENV)/bin/vermin -q --no-tips --violations -t=3.6- cloud-init/cc_vmsnap.py
-	shellcheck .ci/run completions/vmsnap.bash debian/vmsnap.p* debian/tests/freeze-loop \
+	$(RUN) -m vmsnap.cli.completion completions/vmsnap.bash.in | shellcheck -
+	shellcheck .ci/run debian/vmsnap.p* debian/tests/freeze-loop \
 	    examples/snapshot/* cloud-init/cloud-init-hook cloud-init/50-vmsnap
 
 format: setup ## rewrite the sources as the formatter wants them
@@ -78,6 +79,7 @@ PYTHONDIR ?= /usr/lib/python3/dist-packages
 UNITDIR   ?= /usr/lib/systemd/system
 ZSHDIR    ?= /usr/share/zsh/vendor-completions
 DATA      := $(DESTDIR)/usr/share
+COMPLETION := $(PYTHON) -B -m vmsnap.cli.completion completions/vmsnap
 QUIESCERS := $(addprefix quiesce/,mariadb postgresql redis)
 
 install: install-python install-units install-data ## install everything below DESTDIR, without a package
@@ -120,9 +122,10 @@ install-data:
 	    install -d $(DATA)/man/man$$section && \
 	    install -m 644 man/*.$$section $(DATA)/man/man$$section || exit 1; \
 	done
-	install -D -m 644 completions/vmsnap.bash $(DATA)/bash-completion/completions/vmsnap
-	install -D -m 644 completions/vmsnap.zsh $(DESTDIR)$(ZSHDIR)/_vmsnap
-	install -D -m 644 completions/vmsnap.fish $(DATA)/fish/vendor_completions.d/vmsnap.fish
+	install -d $(DATA)/bash-completion/completions $(DESTDIR)$(ZSHDIR) $(DATA)/fish/vendor_completions.d
+	umask 022 && $(COMPLETION).bash.in > $(DATA)/bash-completion/completions/vmsnap
+	umask 022 && $(COMPLETION).zsh.in > $(DESTDIR)$(ZSHDIR)/_vmsnap
+	umask 022 && $(COMPLETION).fish.in > $(DATA)/fish/vendor_completions.d/vmsnap.fish
 
 clean: ## remove what was built
 	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache ./*.egg-info

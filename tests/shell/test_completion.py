@@ -16,13 +16,15 @@ from pathlib import Path
 import pytest
 
 from vmsnap.cli.arguments import LEVELS
+from vmsnap.cli.completion import completion
 from vmsnap.cli.main import parser
+from vmsnap.platforms.registry import agents
 from vmsnap.provision.quiescers import QUIESCERS
 
 from .grammar import COMMANDS, commands, options
 
 HERE = Path(__file__).parent
-COMPLETIONS = HERE.parents[1] / "completions"
+TEMPLATES = HERE.parents[1] / "completions"
 BASH_COMPLETION = Path("/usr/share/bash-completion/bash_completion")
 PACKAGES = {"bash": "bash", "zsh": "zsh", "fish": "fish", "unshare": "util-linux"}
 RESCUE = 60  # seconds after which a shell that waits for something is killed
@@ -43,6 +45,7 @@ class Shell:
     """A machine with a fake vmsnap in PATH, which writes down what it is called with."""
 
     home: Path
+    completions: Path
 
     def __post_init__(self) -> None:
         (self.home / "bin").mkdir()
@@ -51,7 +54,7 @@ class Shell:
         fake.chmod(0o755)
         self.mount.mkdir()
         (self.home / "functions").mkdir()
-        (self.home / "functions/_vmsnap").symlink_to(COMPLETIONS / "vmsnap.zsh")
+        (self.home / "functions/_vmsnap").symlink_to(self.completions / "vmsnap.zsh")
 
     @property
     def calls(self) -> Path:
@@ -75,7 +78,7 @@ class Shell:
     def ask(self, shell: str, words: tuple[str, ...]) -> str:
         line = " ".join(words)
         if shell == "fish":
-            source = f"source {COMPLETIONS}/vmsnap.fish; complete -C $argv"
+            source = f"source {self.completions}/vmsnap.fish; complete -C $argv"
             text = self.run(tool("fish"), "--no-config", "-c", source, line)
             return "\n".join(offer.partition("\t")[0] for offer in text.splitlines())
         if shell == "zsh":
@@ -85,7 +88,7 @@ class Shell:
             pytest.fail("bash-completion is not installed: apt-get install bash-completion")
         helpers = str(BASH_COMPLETION) if shell == "bash-completion" else ""
         broken = [part for word in words for part in split_as_bash_does(word)]
-        argv = [f"{HERE}/complete.bash", f"{COMPLETIONS}/vmsnap.bash", helpers, *broken]
+        argv = [f"{HERE}/complete.bash", f"{self.completions}/vmsnap.bash", helpers, *broken]
         return self.run(tool("bash"), "--norc", *argv)
 
     def run(self, *argv: str) -> str:
@@ -110,11 +113,21 @@ def split_as_bash_does(word: str) -> list[str]:
     return [name, "=", *filter(None, [value])] if equals else [word]
 
 
+@pytest.fixture(scope="module")
+def completions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files as a package has them."""
+    directory = tmp_path_factory.mktemp("completions")
+    for name in ("bash", "zsh", "fish"):
+        template = (TEMPLATES / f"vmsnap.{name}.in").read_text(encoding="utf-8")
+        (directory / f"vmsnap.{name}").write_text(completion(template, name), encoding="utf-8")
+    return directory
+
+
 @pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
+def shell(tmp_path: Path, completions: Path) -> Iterator[Shell]:
     if os.geteuid() != 0:
         pytest.fail("these tests mount a filesystem: run them as root")
-    yield Shell(tmp_path)
+    yield Shell(tmp_path, completions)
 
 
 @pytest.mark.parametrize("name", SHELLS)
@@ -151,6 +164,28 @@ def test_the_levels_are_offered(shell: Shell, name: str) -> None:
 @pytest.mark.parametrize("name", SHELLS)
 def test_the_quiescers_are_offered(shell: Shell, name: str) -> None:
     assert shell.offers(name, "vmsnap", "init", "--quiesce", "") == set(QUIESCERS)
+
+
+@pytest.mark.parametrize("command", ["integrate", "hook"])
+@pytest.mark.parametrize("name", SHELLS)
+def test_the_agents_are_offered(shell: Shell, name: str, command: str) -> None:
+    assert shell.offers(name, "vmsnap", command, "") - {"--help"} == set(agents())
+
+
+@pytest.mark.parametrize("agent", ["aws", "vmware"])
+@pytest.mark.parametrize("name", [name for name in SHELLS if name != "zsh"])
+def test_the_events_of_an_agent_are_offered(shell: Shell, name: str, agent: str) -> None:
+    assert shell.offers(name, "vmsnap", "hook", agent, "") == set(agents()[agent].events)
+
+
+def test_zsh_offers_the_events_of_all_agents(shell: Shell) -> None:
+    every = {event for agent in agents().values() for event in agent.events}
+    assert shell.offers("zsh", "vmsnap", "hook", "aws", "") == every
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_standard_input_is_offered_where_it_is_read(shell: Shell, name: str) -> None:
+    assert "-" in shell.offers(name, "vmsnap", "provision", "-")
 
 
 @pytest.mark.parametrize("option", ["--only", "--exclude"])
@@ -221,7 +256,7 @@ def test_a_key_completes_in_an_editor(
 def type_into_bash(shell: Shell, typed: str, helpers: bool) -> None:
     """Type one line into a bash on a terminal, and leave it."""
     ours, theirs = pty.openpty()
-    sources = [*([str(BASH_COMPLETION)] if helpers else []), f"{COMPLETIONS}/vmsnap.bash"]
+    sources = [*([str(BASH_COMPLETION)] if helpers else []), f"{shell.completions}/vmsnap.bash"]
     lines = [*(f"source {path}" for path in sources), typed, "exit"]
     where = [tool("unshare"), "--mount", "sh", "-c", MOUNTED, "sh", str(shell.mount)]
     with subprocess.Popen(
