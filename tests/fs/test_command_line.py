@@ -101,3 +101,18 @@ def test_the_exit_code_of_a_session_does_not_depend_on_who_reads(lab: Lab) -> No
     words = " ".join([str(VMSNAP), "run", *lab.places(), f"--only={mount}", "--json"])
     assert lab.helper(f"{words} -- true >/dev/full 2>/dev/null").wait() == 0
     assert lab.helper(f"{words} -- false >/dev/full 2>/dev/null").wait() == 1
+
+
+def test_debug_shows_the_decisions_of_a_session(lab: Lab) -> None:
+    """On a stderr that lies on a frozen filesystem, where a line too early would wait for good."""
+    filesystem = lab.filesystem()
+    lab.app(pre="exit 0", post="exit 0")
+    log = filesystem.mount / "log"
+    with log.open("wb") as file:
+        session = lab.start("exit 0", "--debug", stderr=file)
+        outcome = session.finish()
+    assert outcome.verdict == ("success", "application", 0)
+    told = [line for line in log.read_text().splitlines() if line.startswith("debug: ")]
+    assert f"debug: {filesystem.mount}: freeze in step 1" in [line.rstrip() for line in told]
+    assert any(line.startswith("debug: Settings(freeze_timeout=30.0") for line in told)
+    assert any("app db of" in line and line.endswith(" runs") for line in told)

@@ -146,7 +146,7 @@ def count(event, arguments):
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(count)
-from vmsnap.cli import main
+from vmsnap.cli.main import main
 sys.exit(main())
 """
 

@@ -14,6 +14,7 @@ import pytest
 
 from vmsnap import __version__
 from vmsnap.cli.arguments import FAILED, IN_PROGRESS, LEVELS, NOT_ROOT, OK, USAGE
+from vmsnap.cli.completion import completion
 from vmsnap.cli.main import EXAMPLES, parser
 from vmsnap.config.app import schema
 from vmsnap.config.settings import SETTINGS, Settings, parse_settings
@@ -37,8 +38,13 @@ PAGES = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "man").
 MAIN, CONF = PAGES["vmsnap.1"], PAGES["vmsnap.conf.5"]
 APP, UNIT = PAGES["vmsnap-app.5"], PAGES["vmsnap-session.service.8"]
 COMPLETIONS = {  # without comments
-    file.suffix[1:]: re.sub(r"(^|\s)# .*", "", file.read_text(encoding="utf-8"), flags=re.M)
-    for file in (ROOT / "completions").iterdir()
+    shell: re.sub(
+        r"(^|\s)# .*",
+        "",
+        completion((ROOT / f"completions/vmsnap.{shell}.in").read_text(encoding="utf-8"), shell),
+        flags=re.M,
+    )
+    for shell in ("bash", "zsh", "fish")
 }
 
 
@@ -197,7 +203,7 @@ def test_the_internal_command_is_in_the_manual_of_the_unit_only() -> None:
 
 
 COMMAND_WORDS = {
-    "bash": r'words="([a-z ]+) --help --version"',
+    "bash": r'words="([a-z ]+) --help --version --debug"',
     "zsh": r"^        '([a-z]+):",
     "fish": r"__vmsnap_begins -a ([a-z]+) ",
 }

@@ -68,7 +68,18 @@ def common() -> argparse.ArgumentParser:
             help=f"{summary} ({default})",
         )
     options.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    # Without a default, which would undo what stands before the command.
+    add_debug(options, default=argparse.SUPPRESS)
     return options
+
+
+def add_debug(options: argparse.ArgumentParser, default: object) -> None:
+    options.add_argument(
+        "--debug",
+        action="store_true",
+        default=default,
+        help="show on stderr what is decided, and a traceback of an error",
+    )
 
 
 def selection() -> argparse.ArgumentParser:

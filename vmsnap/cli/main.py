@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vmsnap import __version__
 from vmsnap.cli import agents, configure, show, take
-from vmsnap.cli.arguments import FAILED, IN_PROGRESS, NOT_ROOT, OK, USAGE, Commands
+from vmsnap.cli.arguments import FAILED, IN_PROGRESS, NOT_ROOT, OK, USAGE, Commands, add_debug
 from vmsnap.cli.take import NoCommand, Refused
 from vmsnap.cli.terminal import complain, ensure_stdio, let_go_of_stdio, print_json
 from vmsnap.errors import Failure, Impossible, Kind
@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"vmsnap {__version__}")
+    add_debug(top, default=False)
     commands = Commands(top)
     take.register(commands)
     show.register_checks(commands)
@@ -89,8 +90,7 @@ def command_line(argv: Sequence[str] | None) -> int:
         )
         return NOT_ROOT
     try:
-        code: int = arguments.function(arguments)
-        return code
+        return call(arguments)
     except BrokenPipeError:  # whoever read our output has seen enough
         return OK
     except InProgress as e:
@@ -111,6 +111,24 @@ def command_line(argv: Sequence[str] | None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     return FAILED
+
+
+def call(arguments: argparse.Namespace) -> int:
+    if not arguments.debug:
+        return int(arguments.function(arguments))
+    import traceback
+
+    from vmsnap.journal.sender import Journal
+
+    Journal.debug = True
+    given = {name: value for name, value in vars(arguments).items() if not callable(value)}
+    del given["parser"]
+    complain(f"debug: vmsnap {__version__}, Python {sys.version.split()[0]}: {given}")
+    try:
+        return int(arguments.function(arguments))
+    except Exception:
+        complain(traceback.format_exc())
+        raise
 
 
 def split_at_dashes(words: list[str]) -> tuple[list[str], list[str] | None]:

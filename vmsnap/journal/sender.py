@@ -58,6 +58,8 @@ class Event(Enum):
 class Journal:
     """Where a session's records go. `fields` are added to every record."""
 
+    debug = False  # `vmsnap --debug`: what is sent, and what is decided, goes to stderr as well
+
     def __init__(self, fields: dict[str, str] | None = None, path: str = SOCKET) -> None:
         self.fields = fields or {}
         self._path = path
@@ -101,10 +103,22 @@ class Journal:
         else:
             self._send(priority, encoded, message)
 
+    def decided(self, message: str) -> None:
+        """For `vmsnap --debug` alone, and like a record not while anything is frozen."""
+        if self._held is not None:
+            self._held.append((Priority.INFO, b"", message))
+        elif Journal.debug:
+            self._print("debug: ", message)
+
     def _send(self, priority: Priority, encoded: bytes, message: str) -> None:
-        if not self._connect():
-            self._print(priority, message)
+        if not encoded:
+            self.decided(message)
             return
+        if not self._connect():
+            self._print(f"<{int(priority)}>", message)
+            return
+        if Journal.debug:
+            self._print("debug: ", message)
         if self._dropped and self._datagram(self._lost()):
             self._dropped = 0
         if not self._datagram(encoded):
@@ -184,10 +198,12 @@ class Journal:
         }
         return b"".join(encode(key, value) for key, value in fields.items())
 
-    def _print(self, priority: Priority, message: str) -> None:
-        """Without a journal: stderr, with the prefixes of sd-daemon(3) unless a person reads it."""
-        # On a terminal the line of the phase in progress stands where this is written.
-        prefix = "\r\033[K" if sys.stderr.isatty() else f"<{int(priority)}>"
+    def _print(self, prefix: str, message: str) -> None:
+        """To stderr: what there is no journal for, with the prefixes of sd-daemon(3) unless a
+        person reads it, and what --debug shows."""
+        if sys.stderr.isatty():
+            # The line of the phase in progress stands where this is written.
+            prefix = "\r\033[K" + ("" if prefix.startswith("<") else prefix)
         with contextlib.suppress(OSError, ValueError):
             for line in message.splitlines() or [""]:
                 sys.stderr.write(f"{prefix}{line}\n")

@@ -149,6 +149,11 @@ class Session:
             else:
                 self.record.note(problem.message)
         self.required = self.what_is_required()
+        self.journal.decided(f"{self.found.settings}")
+        for app in self.found.apps:
+            runs = "runs" if app in self.found.runnable else "does not run"
+            self.journal.decided(f"app {app.name} of {app.config} {runs}")
+        self.journal.decided(f"consistency: {self.level.word}, required: {self.required.word}")
         self.prepare()
 
     def recover(self) -> None:
@@ -196,6 +201,11 @@ class Session:
         plan = make_plan(
             self.options.only or settings.only, (*self.options.exclude, *settings.exclude)
         )
+        for entry in plan.entries:
+            step = f" in step {entry.step}" if entry.step else ""
+            self.journal.decided(
+                f"{entry.mount}: {entry.action.value}{step} {entry.reason}".strip()
+            )
         for pattern in plan.idle:
             self.record.note(f"{pattern}: nothing is mounted there to be excluded")
         self.freezer = freezer = Freezer(

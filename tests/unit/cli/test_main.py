@@ -59,6 +59,25 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[argparse.Namespace]:
     return calls
 
 
+def test_debug_shows_what_was_given_and_the_traceback_of_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def fail(_: argparse.Namespace) -> int:
+        raise FileNotFoundError(2, "No such file or directory", "/nowhere")
+
+    monkeypatch.setattr("vmsnap.cli.take.run_command", fail)
+    monkeypatch.setattr("vmsnap.journal.sender.Journal.debug", False)
+    assert cli.main(["run"]) == FAILED
+    assert "Traceback" not in capsys.readouterr().err
+    for words in (["--debug", "run", "--hold", "7"], ["run", "--hold", "7", "--debug"]):
+        assert cli.main(words) == FAILED
+        told = capsys.readouterr().err
+        assert told.startswith("debug: vmsnap ")
+        assert "'hold': 7.0" in told
+        assert "Traceback (most recent call last)" in told
+        assert told.endswith("vmsnap run: /nowhere: No such file or directory\n")
+
+
 def usage_error(capsys: Capture, *words: str) -> str:
     with pytest.raises(SystemExit) as caught:
         cli.main(words)

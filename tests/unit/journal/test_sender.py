@@ -131,6 +131,36 @@ def test_a_result_with_hundreds_of_filesystems_arrives_whole(
     assert len(record["VMSNAP_RESULT"]) == 100_000
 
 
+# --- what --debug shows ---------------------------------------------------------------------------
+
+
+def test_a_decision_is_for_debugging_alone_and_no_record(
+    journal: Journal,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    journal.decided("/srv: freeze in step 1")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(Journal, "debug", True)
+    journal.decided("/srv: freeze in step 1")
+    journal.send("Frozen", NOTE)
+    assert capsys.readouterr().err == "debug: /srv: freeze in step 1\ndebug: Frozen\n"
+    assert receiver.messages() == ["Frozen"]
+
+
+def test_debugging_shows_nothing_before_the_release(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Journal, "debug", True)
+    journal.hold()
+    journal.decided("thaw")
+    journal.send("Thawed", NOTE)
+    assert capsys.readouterr().err == ""
+    journal.release()
+    assert capsys.readouterr().err == "debug: thaw\ndebug: Thawed\n"
+
+
 # --- holding back ------------------------------------------------------------------------------
 
 
