@@ -238,16 +238,6 @@ SCRIPT = {
 }
 
 
-@dataclass(frozen=True)
-class Failure:
-    """One thing that went wrong in a session: `subject` is an app, a mount point or a file."""
-
-    kind: Kind
-    phase: str
-    subject: str
-    message: str
-
-
 class Severity(Enum):
     ERROR = "error"
     WARNING = "warning"
@@ -255,13 +245,18 @@ class Severity(Enum):
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding of the checks. `subject` is the app that it disables, "" if it is nobody's."""
+    """One thing that is wrong, found by the checks or in a session.
 
-    severity: Severity
+    `phase` is that of the session (result.Phase). `subject` is what it is about: an app, which it
+    then disables, or a mount point; `path` is the file in which it was found.
+    """
+
     kind: Kind
-    path: str
     message: str
+    phase: str = "check"
     subject: str = ""
+    path: str = ""
+    severity: Severity = Severity.ERROR
 
     def to_json(self) -> dict[str, object]:
         return {

@@ -8,14 +8,42 @@ import json
 import math
 import uuid
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vmsnap.errors import Failure, Impossible
+from vmsnap.errors import Impossible, Problem
 
 VERSION = 1
 LAST = "last-result.json"  # in the run directory, and for after a boot in the state directory
-PHASES = ("check", "pre", "presync", "freeze", "snapshot", "thaw", "post", "report")
+
+
+class Phase(str, Enum):
+    """A phase of a session, in their order. As a string it is its name, in JSON and in the journal;
+    `doing` is what people read while it lasts."""
+
+    doing: str
+
+    def __new__(cls, name: str, doing: str) -> Phase:
+        phase = str.__new__(cls, name)
+        phase._value_ = name
+        phase.doing = doing
+        return phase
+
+    CHECK = "check", "Checking the configuration"
+    PRE = "pre", "Running pre-scripts"
+    PRESYNC = "presync", "Writing back dirty pages"
+    FREEZE = "freeze", "Freezing filesystems"
+    SNAPSHOT = "snapshot", "Holding until the snapshot is taken"
+    THAW = "thaw", "Thawing filesystems"
+    POST = "post", "Running post-scripts"
+    REPORT = "report", "Writing the result"
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+PHASES = tuple(phase.value for phase in Phase)
 
 
 @dataclass(frozen=True)
@@ -75,10 +103,15 @@ class ErrorResult:
     action: str
 
 
-def error_result(failure: Failure) -> ErrorResult:
-    kind = failure.kind
+def error_result(problem: Problem) -> ErrorResult:
+    kind = problem.kind
     return ErrorResult(
-        kind.label, kind.code, failure.phase, failure.subject, failure.message, kind.action
+        kind.label,
+        kind.code,
+        problem.phase,
+        problem.subject or problem.path,
+        problem.message,
+        kind.action,
     )
 
 
@@ -162,7 +195,7 @@ def new_session_id() -> str:
     return str(uuid.uuid4())
 
 
-def refused(failure: Failure) -> Result:
+def refused(failure: Problem) -> Result:
     """The result of a session that was not begun."""
     return Result(
         session=new_session_id(),

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from vmsnap.errors import SCRIPT, Kind, Problem, Severity
+from vmsnap.errors import SCRIPT, Kind, Problem
 from vmsnap.journal.sender import Event
 
 DESIGNED = {
@@ -91,7 +91,7 @@ def test_each_phase_fails_under_its_own_name(phase: str, prefix: str) -> None:
 
 
 def test_a_problem_is_exactly_what_check_json_promises() -> None:
-    problem = Problem(Severity.ERROR, Kind.PRE_SCRIPT_NOT_FOUND, "/opt/pre", "not there", "web")
+    problem = Problem(Kind.PRE_SCRIPT_NOT_FOUND, "not there", path="/opt/pre", subject="web")
     assert problem.to_json() == {
         "severity": "error",
         "name": "Pre-ScriptNotFound",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnap.errors import Failure, Kind
+from vmsnap.errors import Kind, Problem
 from vmsnap.result import (
     AppResult,
     ErrorResult,
@@ -64,7 +64,7 @@ FULL = Result(
     started="2025-01-31T12:00:00.000+01:00",
     seconds=1.5,
     frozen_seconds=0.25,
-    errors=(error_result(Failure(Kind.FREEZE_FAILED, "freeze", "/srv", "it is busy")),),
+    errors=(error_result(Problem(Kind.FREEZE_FAILED, "it is busy", "freeze", "/srv")),),
     apps=(AppResult("web", "/etc/x.json", ScriptResult(1, 0, None, 0.1, False), None),),
     filesystems=(FilesystemResult("/srv", "xfs", "8:1", 1, 1.0, 2.0, 3.0, None),),
     snapshot=SnapshotResult(("snap", "-v"), 0, 0.5),
@@ -107,7 +107,7 @@ def test_the_document_has_exactly_the_keys_of_version_1() -> None:
 
 
 def test_a_session_that_was_refused_is_a_failed_result_without_a_snapshot() -> None:
-    result = refused(Failure(Kind.SESSION_IN_PROGRESS, "check", "", "found another"))
+    result = refused(Problem(Kind.SESSION_IN_PROGRESS, "found another", "check"))
     assert (result.ok, result.snapshot_taken, result.snapshot) == (False, False, None)
     assert [(error.name, error.code) for error in result.errors] == [("SessionInProgress", 140)]
 

@@ -20,7 +20,7 @@ from vmsnap.cli.terminal import (
     complain,
     is_journal,
     print_json,
-    show_phase,
+    progress_line,
     whoever_reads,
 )
 from vmsnap.errors import Impossible
@@ -116,8 +116,8 @@ def alone(arguments: argparse.Namespace, whose: str, seconds: float) -> Iterator
     """Keep sessions from beginning; wait until the one that is in progress has ended."""
     from vmsnap.session import lock
 
-    show = show_phase()
-    show("wait")
+    show = progress_line()
+    show("waiting for the session in progress to end")
     with contextlib.ExitStack() as stack:
         try:
             descriptor = stack.enter_context(lock.held(arguments.run, whose, seconds))

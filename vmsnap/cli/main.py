@@ -16,7 +16,7 @@ from vmsnap.cli import agents, configure, show, take
 from vmsnap.cli.arguments import FAILED, IN_PROGRESS, NOT_ROOT, OK, USAGE, Commands, add_debug
 from vmsnap.cli.take import NoCommand, Refused
 from vmsnap.cli.terminal import complain, ensure_stdio, let_go_of_stdio, print_json
-from vmsnap.errors import Failure, Impossible, Kind
+from vmsnap.errors import Impossible, Kind, Problem
 
 DESCRIPTION = "Application-consistent snapshots of this virtual machine, from inside it."
 EXAMPLES = """\
@@ -154,7 +154,7 @@ def refuse(arguments: argparse.Namespace, kind: Kind, message: str, code: int) -
     from vmsnap.result import refused
 
     if arguments.json and arguments.command_name in ("run", "freeze", "thaw"):
-        print_json(refused(Failure(kind, "check", "", message)).to_json())
+        print_json(refused(Problem(kind, message, "check")).to_json())
     complain(
         f"vmsnap {arguments.command_name}: {kind.label} ({kind.code}): {message}\n{kind.action}"
     )

@@ -63,7 +63,7 @@ def check_command(arguments: argparse.Namespace) -> int:
     from vmsnap.config import checks
     from vmsnap.config.watch import watch
     from vmsnap.freeze.plan import make_plan
-    from vmsnap.journal.sender import tell_problems
+    from vmsnap.journal.problems import send_problems
     from vmsnap.platforms import detect, diagnose, integrate
     from vmsnap.provision import status
     from vmsnap.report import text as report
@@ -90,7 +90,7 @@ def check_command(arguments: argparse.Namespace) -> int:
     else:
         paint = report.Paint(colourful(sys.stdout))
         if is_journal(1):
-            tell_problems(found.problems)
+            send_problems(found.problems, found.level)
         elif found.problems:
             print(problem_list(found.problems, paint))
         names = ", ".join(app.name for app in found.runnable) or "none"

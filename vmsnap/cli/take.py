@@ -18,13 +18,13 @@ from vmsnap.cli.terminal import (
     complain,
     is_journal,
     print_json,
-    show_phase,
+    progress_line,
     whoever_reads,
 )
 from vmsnap.errors import Kind
 
 if TYPE_CHECKING:
-    from vmsnap.result import Result
+    from vmsnap.result import Phase, Result
     from vmsnap.session.options import Options
 
 RUN_EXAMPLES = """\
@@ -148,7 +148,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     from vmsnap.session import lock
     from vmsnap.session.notify import Manager, verdict
     from vmsnap.session.recovery import conclude
-    from vmsnap.session.run import Run
+    from vmsnap.session.run import CommandTaker
+    from vmsnap.session.session import Session
     from vmsnap.system.waiter import Waiter
 
     if arguments.words == []:
@@ -160,19 +161,31 @@ def run_command(arguments: argparse.Namespace) -> int:
     waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     manager = Manager()
     conclude(options.run, options.state, descriptor, waiter, manager)
-    taking = Run(options, descriptor, waiter, show_phase(), session)
+    taker, line = CommandTaker(), progress_line()
+
+    def show(phase: Phase) -> None:
+        line(waited_for(phase))
+
+    taking = Session(options, descriptor, waiter, taker, show, session)
     manager.follow(taking)
     result = taking.take()
     manager.tell(f"STATUS={verdict(result)}")
     with whoever_reads():
-        if taking.command:
-            taking.command.pass_on(to_stderr=arguments.json)
+        if taker.command:
+            taker.command.pass_on(to_stderr=arguments.json)
         if arguments.json:
             print_json(result.to_json())
         elif not is_journal(2):  # which knows it all already
             paint = report.Paint(colourful(sys.stderr))
             complain(f"{summary(result, paint)}\n\n{timeline(result)}")
     return OK if result.ok else FAILED
+
+
+def waited_for(phase: Phase) -> str:
+    """What a person waits for from here on. That of the freeze stays there until the thaw."""
+    if phase == "freeze":
+        return "freezing, and taking the snapshot"
+    return "" if phase == "report" else phase.doing.lower()
 
 
 def configured_command(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -197,8 +210,8 @@ def freeze_command(arguments: argparse.Namespace) -> int:
     from vmsnap.service import client
 
     insist_on_run_directory(arguments)
-    show = show_phase()
-    show("begin")
+    show = progress_line()
+    show("waiting for everything to be frozen")
     try:
         began = client.freeze(options_of(arguments))
     except KeyboardInterrupt:
@@ -226,8 +239,8 @@ def thaw_command(arguments: argparse.Namespace) -> int:
     if arguments.force:
         return force_thaw(arguments)
     insist_on_run_directory(arguments)
-    show = show_phase()
-    show("end")
+    show = progress_line()
+    show("waiting for the thaw and the post-scripts")
     try:
         wanted = arguments.session or ""
         result = client.thaw(arguments.run, arguments.state, wanted, arguments.failed)

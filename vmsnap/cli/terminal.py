@@ -11,24 +11,14 @@ import sys
 from collections.abc import Callable, Iterator
 
 
-def show_phase() -> Callable[[str], None]:
-    """On a terminal, one line that says what a person waits for. Nothing is shown while frozen."""
+def progress_line() -> Callable[[str], None]:
+    """On a terminal, one line that says what a person waits for; an empty one ends it. Not to be
+    called while anything is frozen."""
     if not sys.stderr.isatty():
         return lambda _: None
-    words = {
-        "check": "checking",
-        "pre": "running pre-scripts",
-        "presync": "writing out what is dirty",
-        "freeze": "frozen, taking the snapshot",
-        "thaw": "thawed",
-        "post": "running post-scripts",
-        "wait": "waiting for the session in progress to end",
-        "begin": "waiting for everything to be frozen",
-        "end": "waiting for the thaw and the post-scripts",
-    }
 
-    def show(phase: str) -> None:
-        sys.stderr.write(f"\r\033[K{words[phase]} ..." if phase in words else "\r\033[K")
+    def show(text: str) -> None:
+        sys.stderr.write(f"\r\033[K{text} ..." if text else "\r\033[K")
         sys.stderr.flush()
 
     return show

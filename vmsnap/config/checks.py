@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vmsnap.config import app as config
 from vmsnap.config.app import App, Script
 from vmsnap.config.azure import AZURE_HOOKS, LONGEST_SCRIPT, parse_plugin_host, parse_vmbackup
 from vmsnap.config.formats import PLAIN_WORD, Incorrect
 from vmsnap.config.settings import Settings, parse_settings
+from vmsnap.consistency import Level, consistency
 from vmsnap.errors import SCRIPT, Kind, Problem, Severity
 from vmsnap.system.trusted import Unreadable, Untrusted, open_trusted, read_text
 
+What = TypeVar("What")
 APP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -50,14 +52,16 @@ class Inspection:
         return bool(self.apps or self.errors)
 
     @property
-    def settings_usable(self) -> bool:
-        return not any(p.kind is Kind.INCORRECT_SETTINGS for p in self.errors)
+    def level(self) -> Level:
+        """The best that a snapshot can be all the same."""
+        freezing = all(app.freeze for app in self.apps)
+        return consistency((p.kind for p in self.errors), apps=self.apps_meant, freezing=freezing)
 
     def error(self, kind: Kind, path: str, message: str, subject: str = "") -> None:
-        self.problems.append(Problem(Severity.ERROR, kind, path, message, subject))
+        self.problems.append(Problem(kind, message, path=path, subject=subject))
 
     def warn(self, kind: Kind, path: str, message: str) -> None:
-        self.problems.append(Problem(Severity.WARNING, kind, path, message))
+        self.problems.append(Problem(kind, message, path=path, severity=Severity.WARNING))
 
 
 def inspect(etc: Path) -> Inspection:
@@ -248,11 +252,10 @@ def read(found: Inspection, kind: Kind, path: Path, forbidden: int = 0o7177) -> 
     """The text of a file; None if there is none, or if a problem has been noted."""
     if not os.path.lexists(path):
         return None
-    text: str | None = attempt(found, kind, path, lambda: read_text(path, forbidden))
-    return text
+    return attempt(found, kind, path, lambda: read_text(path, forbidden))
 
 
-def attempt(found: Inspection, kind: Kind, path: Path, step: Callable[[], Any]) -> Any:
+def attempt(found: Inspection, kind: Kind, path: Path, step: Callable[[], What]) -> What | None:
     """Do one step of reading a file. If it cannot be done, note the problem and return None."""
     try:
         return step()

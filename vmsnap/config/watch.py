@@ -41,4 +41,4 @@ def watch_directory(directory: str) -> Iterator[Problem]:
         code, error = 1, f"{e.filename}: {e.strerror}"
     if code:
         message = f"{directory}: systemd does not watch it: {' '.join(error.split())}"
-        yield Problem(Severity.WARNING, Kind.INCORRECT_SETTINGS, directory, message)
+        yield Problem(Kind.INCORRECT_SETTINGS, message, path=directory, severity=Severity.WARNING)

@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 
-from vmsnap.errors import Failure, Kind
+from vmsnap.errors import Kind, Problem
 from vmsnap.freeze.filesystem import Filesystem
 
 # Why the guard thawed without being asked: what it says, and what that means.
@@ -19,28 +19,28 @@ CAUSES = {
 
 def freeze_failures(
     filesystems: Iterable[Filesystem], cause: str, timeout: float
-) -> Iterator[Failure]:
+) -> Iterator[Problem]:
     """Why not everything was frozen. `cause` is why the guard thawed; `timeout` in seconds."""
     found = False
     for f in filesystems:
         mount = f.entry.mount
         if f.error == errno.EBUSY:
             message = f"{mount}: somebody else has frozen it ({os.strerror(f.error)})"
-            yield Failure(Kind.FREEZE_FAILED, "freeze", mount, message)
+            yield Problem(Kind.FREEZE_FAILED, message, "freeze", mount)
         elif f.error:
-            yield Failure(Kind.FREEZE_FAILED, "freeze", mount, f"{mount}: {os.strerror(f.error)}")
+            yield Problem(Kind.FREEZE_FAILED, f"{mount}: {os.strerror(f.error)}", "freeze", mount)
         elif f.maybe_frozen and f.frozen_at is None and cause == "timeout":
             message = f"{mount}: found it still not frozen after {timeout:g} s"
-            yield Failure(Kind.FREEZE_TIMEOUT, "freeze", mount, message)
+            yield Problem(Kind.FREEZE_TIMEOUT, message, "freeze", mount)
         else:
             continue
         found = True
     if not found and cause == "timeout":
         message = f"found filesystems still being written out after {timeout:g} s"
-        yield Failure(Kind.FREEZE_TIMEOUT, "freeze", "", message)
+        yield Problem(Kind.FREEZE_TIMEOUT, message, "freeze")
 
 
-def thaw_failures(filesystems: Iterable[Filesystem], lost: str) -> Iterator[Failure]:
+def thaw_failures(filesystems: Iterable[Filesystem], lost: str) -> Iterator[Problem]:
     """What was wrong at the thaw of what had been frozen. `lost`: why the guard was not there."""
     for f in filesystems:
         mount = f.entry.mount
@@ -49,18 +49,21 @@ def thaw_failures(filesystems: Iterable[Filesystem], lost: str) -> Iterator[Fail
         if f.thaw_error == errno.EINVAL:
             if not lost:  # else the guard may have thawed with its last breath
                 message = f"{mount}: somebody else thawed it during the hold"
-                yield Failure(Kind.THAWED_EARLY, "thaw", mount, message)
+                yield Problem(Kind.THAWED_EARLY, message, "thaw", mount)
         elif f.thaw_error or f.thawed_at is None:
             reason = os.strerror(f.thaw_error) if f.thaw_error else "FITHAW did not return"
-            yield Failure(Kind.THAW_FAILED, "thaw", mount, f"{mount}: {reason}")
+            yield Problem(Kind.THAW_FAILED, f"{mount}: {reason}", "thaw", mount)
 
 
-def guard_failures(cause: str, lost: str, hold: float) -> Iterator[Failure]:
+def guard_failures(cause: str, lost: str, hold: float) -> Iterator[Problem]:
     """What the guard itself did that nobody asked it to. `hold` in seconds."""
     if cause == "expired":
-        message = f"found the hold still going on after {hold:g} s"
-        yield Failure(Kind.HOLD_EXPIRED, "thaw", "", message)
+        yield hold_expired("thaw", hold)
     if cause in CAUSES:
-        yield Failure(Kind.GUARD_LOST, "thaw", "guard", CAUSES[cause])
+        yield Problem(Kind.GUARD_LOST, CAUSES[cause], "thaw", "guard")
     if lost:
-        yield Failure(Kind.GUARD_LOST, "thaw", "guard", lost)
+        yield Problem(Kind.GUARD_LOST, lost, "thaw", "guard")
+
+
+def hold_expired(phase: str, hold: float) -> Problem:
+    return Problem(Kind.HOLD_EXPIRED, f"the hold expired after {hold:g} s", phase)

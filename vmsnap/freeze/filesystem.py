@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmsnap.errors import Failure, Kind
+from vmsnap.errors import Kind, Problem
 from vmsnap.freeze.plan import Entry, Plan
 from vmsnap.result import FilesystemResult
 from vmsnap.system.files import mount_id
@@ -70,17 +70,17 @@ class MountOpenError(Exception):
     """A filesystem of the plan could not be opened, or is no longer what was planned."""
 
 
-def open_plan(plan: Plan, run: Path) -> tuple[list[Filesystem], list[Failure]]:
+def open_plan(plan: Plan, run: Path) -> tuple[list[Filesystem], list[Problem]]:
     """Open every filesystem that the plan acts on. The caller closes what it gets.
 
     Nothing may be frozen if there is any failure: a filesystem cannot be opened, a pattern of
     --only names nothing, nothing is left to freeze, or the run directory would be frozen as well.
     """
     pinned: list[Filesystem] = []
-    failures: list[Failure] = []
+    failures: list[Problem] = []
 
     def fail(kind: Kind, subject: str, message: str) -> None:
-        failures.append(Failure(kind, "freeze", subject, message))
+        failures.append(Problem(kind, message, "freeze", subject))
 
     run_mount = mount_of(run)
     for entry in plan.acted_on:

@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from vmsnap.errors import Failure, Kind
+from vmsnap.errors import Kind, Problem
 from vmsnap.freeze.failures import freeze_failures, guard_failures, thaw_failures
 from vmsnap.freeze.filesystem import Filesystem, open_plan
 from vmsnap.freeze.frozen_list import FROZEN_LIST
@@ -65,13 +65,13 @@ class Freezer:
 
     # --- before the freeze ---
 
-    def open(self, plan: Plan) -> list[Failure]:
+    def open(self, plan: Plan) -> list[Problem]:
         """Pin all filesystems of the plan. Nothing may be frozen if anything is wrong."""
         self.filesystems, failures = open_plan(plan, self._run)
         self._by_fd = {filesystem.fd: filesystem for filesystem in self.filesystems}
         return failures
 
-    def start(self, lock: int) -> list[Failure]:
+    def start(self, lock: int) -> list[Problem]:
         """Start the guard. It shares the session's lock."""
         self._lock = lock
         guard_in, self._commands = os.pipe()
@@ -101,7 +101,7 @@ class Freezer:
         self._await("ready", START)
         return list(guard_failures("", self.lost, self._hold))
 
-    def _write_list(self) -> list[Failure]:
+    def _write_list(self) -> list[Problem]:
         """Write down what may be frozen, for those who come after us."""
         listed = {
             "session": self._session,
@@ -118,7 +118,7 @@ class Freezer:
             write_atomically(self._run / FROZEN_LIST, json.dumps(listed).encode(), 0o600)
         except OSError as e:
             message = f"cannot write the list of what may be frozen into {self._run}: {e.strerror}"
-            return [Failure(Kind.FREEZE_FAILED, "freeze", str(self._run), message)]
+            return [Problem(Kind.FREEZE_FAILED, message, "freeze", str(self._run))]
         return []
 
     # --- the freeze ---
@@ -127,7 +127,7 @@ class Freezer:
         self._command("presync")
         self._await("presynced", self._timeout + ANSWER)
 
-    def freeze(self) -> list[Failure]:
+    def freeze(self) -> list[Problem]:
         """Freeze all. If anything fails, everything is thawed again when this returns."""
         failures = self._write_list()
         if failures:
@@ -146,7 +146,7 @@ class Freezer:
             ]
         if not failures:
             reason = f"the guard gave up: {self.cause or 'it was interrupted'}"
-            failures = [Failure(Kind.FREEZE_FAILED, "freeze", "", reason)]
+            failures = [Problem(Kind.FREEZE_FAILED, reason, "freeze")]
         return failures
 
     # --- the hold ---
@@ -156,7 +156,7 @@ class Freezer:
         return self.held_at is not None and not self.cause and not self.lost
 
     def fds(self) -> list[int]:
-        """What to wait for during the hold, before hear_or_replace()."""
+        """What to wait for during the hold, before receive_or_replace()."""
         return [self._answers] if self.holding else []
 
     def deadline(self) -> float:
@@ -167,14 +167,14 @@ class Freezer:
         self.cause = "expired"
         self._lose(f"the guard did not thaw after {self._hold:g} s")
 
-    def hear_or_replace(self) -> None:
-        """hear(), and do what the guard has failed to do by the deadline."""
+    def receive_or_replace(self) -> None:
+        """receive(), and do what the guard has failed to do by the deadline."""
         if self.holding:
-            self.hear()
+            self.receive()
             if self.holding and time.monotonic() >= self.deadline():
                 self.overdue()
 
-    def hear(self) -> None:
+    def receive(self) -> None:
         """Take in what the guard says. When it is gone, thaw in its place."""
         while True:
             try:
@@ -212,7 +212,7 @@ class Freezer:
 
     # --- the thaw ---
 
-    def thaw(self) -> list[Failure]:
+    def thaw(self) -> list[Problem]:
         """Thaw what is frozen; return everything that went wrong since the hold began."""
         if not self.thawing_at and not self.lost:
             self._command("thaw")
@@ -220,7 +220,7 @@ class Freezer:
         self._await("done", self._patience())
         return self._what_went_wrong()
 
-    def _what_went_wrong(self) -> list[Failure]:
+    def _what_went_wrong(self) -> list[Problem]:
         return [
             *thaw_failures(self.filesystems, self.lost),
             *guard_failures(self.cause, self.lost, self._hold),
@@ -326,7 +326,7 @@ class Freezer:
                 self._lose(f"the guard did not say {event!r} within {patience:g} s")
                 return
             if self._answers in self._waiter.wait([self._answers], deadline):
-                self.hear()
+                self.receive()
 
     def _patience(self) -> float:
         return ANSWER + STEP_PATIENCE * (1 + len({f.step for f in self.filesystems}))

@@ -48,7 +48,9 @@ def flush_gently(devices: Collection[int], waiter: Waiter) -> None:
     In a child, which may hang on a broken disk or a dead server without harm to us.
     """
     with contextlib.suppress(OSError):  # no process available: syncfs does it all
-        in_child(lambda told: flush(devices), "vmsnap-flush", (), waiter, LONGEST, heed=True)
+        in_child(
+            lambda told: flush(devices), "vmsnap-flush", (), waiter, LONGEST, interruptible=True
+        )
 
 
 def flush(devices: Collection[int]) -> None:

@@ -19,10 +19,8 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum, IntEnum
-
-from vmsnap.errors import Problem, Severity
 
 SOCKET = "/run/systemd/journal/socket"
 SEND_BUFFER = 8 << 20
@@ -208,23 +206,6 @@ class Journal:
             for line in message.splitlines() or [""]:
                 sys.stderr.write(f"{prefix}{line}\n")
             sys.stderr.flush()
-
-
-def tell_problems(problems: Iterable[Problem]) -> None:
-    """What `vmsnap check` found, for those who look into the journal."""
-    journal = Journal()
-    for problem in problems:
-        kind = problem.kind
-        error = problem.severity is Severity.ERROR
-        journal.send(
-            f"{kind.label}: {problem.message}" + (f"\n{kind.action}" if error else ""),
-            kind.message_id if error else Event.NOTE.value,
-            Priority.ERROR if error else Priority.WARNING,
-            VMSNAP_PHASE="check",
-            VMSNAP_ERROR=kind.label,
-            VMSNAP_CODE=str(kind.code),
-            VMSNAP_SUBJECT=problem.path,
-        )
 
 
 def encode(key: str, value: str) -> bytes:

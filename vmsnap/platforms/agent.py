@@ -150,11 +150,11 @@ def inside(root: Path, path: Path) -> str:
 
 
 def error(path: Path, message: str) -> Problem:
-    return Problem(Severity.ERROR, Kind.INCORRECT_INTEGRATION, str(path), message)
+    return Problem(Kind.INCORRECT_INTEGRATION, message, path=str(path))
 
 
 def warning(path: Path, message: str) -> Problem:
-    return Problem(Severity.WARNING, Kind.INCORRECT_INTEGRATION, str(path), message)
+    return Problem(Kind.INCORRECT_INTEGRATION, message, path=str(path), severity=Severity.WARNING)
 
 
 def ini(text: str) -> configparser.ConfigParser:

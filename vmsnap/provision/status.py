@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vmsnap.errors import Kind, Problem, Severity
-from vmsnap.journal.sender import Event, Journal, tell_problems
+from vmsnap.errors import Kind, Problem
+from vmsnap.journal.problems import send_problems
+from vmsnap.journal.sender import Event, Journal
 from vmsnap.provision.validation import Mistake
 from vmsnap.session import lock
 from vmsnap.system.files import make_private, write_atomically
@@ -70,14 +71,14 @@ def record(outcome: Provisioning, state: Path) -> None:
 def tell(outcome: Provisioning) -> None:
     """In the journal."""
     if not outcome.ok:
-        tell_problems([problem(outcome, "\n".join(map(str, outcome.problems)))])
+        send_problems([problem(outcome, "\n".join(map(str, outcome.problems)))])
         return
     counts = f"files written: {len(outcome.written)}, unchanged: {len(outcome.unchanged)}"
     Journal().send(f"provisioned from {outcome.source}; {counts}", Event.PROVISIONED.value)
 
 
 def problem(outcome: Provisioning, words: str) -> Problem:
-    return Problem(Severity.ERROR, Kind.PROVISIONING_FAILED, outcome.source, words)
+    return Problem(Kind.PROVISIONING_FAILED, words, path=outcome.source)
 
 
 def recorded(state: Path) -> Provisioning | None:

@@ -107,11 +107,11 @@ def run_scripts(
     env: Mapping[str, str],
     waiter: Waiter,
     tell: Callable[[AppScripts, ScriptRun | int], None],
-    heed: bool,
+    interruptible: bool,
 ) -> None:
     """Run the scripts of one phase, all at once, and wait for all.
 
-    If `heed`, an interruption of the engine stops them. `tell` hears of attempts as
+    If `interruptible`, an interruption of the engine stops them. `tell` hears of attempts as
     they begin and of the ends as they come.
     """
     for scripts in everyone:
@@ -119,7 +119,7 @@ def run_scripts(
     running = list(everyone)
     stopping = False
     while running:
-        if heed and waiter.interrupted and not stopping:
+        if interruptible and waiter.interrupted and not stopping:
             stopping = True
             for scripts in running:
                 scripts.stop()

@@ -19,7 +19,7 @@ from vmsnap import progress
 from vmsnap.errors import Impossible
 from vmsnap.progress import Progress
 from vmsnap.result import Result, last_result
-from vmsnap.service.vouch import FAILED, TAKEN, forget, say
+from vmsnap.service.messages import FAILED, TAKEN, confirm, forget
 from vmsnap.session import lock
 from vmsnap.session.lock import InProgress
 from vmsnap.system.process import output_of
@@ -125,7 +125,7 @@ def abandon(session: str, run: Path) -> None:
         if holder is None or holder.startswith(session):
             systemctl("stop", "--no-block", UNIT)
         return
-    say(run, session, FAILED)
+    confirm(run, session, FAILED)
     engine = engine_of(run, now)
     if engine is not None:
         with contextlib.suppress(ProcessLookupError):
@@ -135,14 +135,14 @@ def abandon(session: str, run: Path) -> None:
 
 def end(run: Path, now: Progress | None, word: str) -> str:
     """End the session in progress and wait until its unit has stopped. Return what systemd
-    complained of. `word`: whether its snapshot has been taken (vouch.py).
+    complained of. `word`: whether its snapshot has been taken.
 
     The engine is told directly. systemd could not, if its own process waits for a frozen disk: it
     makes the directories of a PrivateTmp= and touches the stamp of a Persistent= timer itself.
     """
     if now is None:
         return systemctl("stop", UNIT)[1]
-    say(run, now.session, word)
+    confirm(run, now.session, word)
     engine = engine_of(run, now)
     try:
         if engine is not None:

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the options of `vmsnap freeze` reach vmsnap-session.service: in a file that both may lock.
+"""What a client and vmsnap-session.service tell each other, in files of the run directory.
 
-The caller locks the file, writes what it wants into it, starts the unit, and keeps the lock until
-it has its answer. So there is one caller at a time, and a request counts only while its caller
-lives. What a killed caller left is never mistaken for the wish of the next one, nor for the
-defaults: the unit clears it away and refuses that one start.
+The request is how the options of `vmsnap freeze` reach the unit. The client locks the file, writes
+what it wants into it, starts the unit, and keeps the lock until it has its answer. So there is one
+client at a time, and a request counts only while its client lives. What a killed client left is
+never mistaken for the request of the next one, nor for the defaults: the unit clears it away and
+refuses that one start.
+
+The confirmation tells the engine whether the snapshot of a held session has been taken. It is an
+empty file, named after its meaning and the session, that is there before the engine is told to
+thaw. An end of the hold without it confirms nothing, unless it comes from a plain `systemctl stop`
+(main.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -22,6 +29,7 @@ from vmsnap.session.lock import InProgress, RunDirectoryUnusable
 from vmsnap.session.options import Options
 
 REQUEST = "request"
+TAKEN, FAILED = "taken", "failed"
 
 
 class Unanswerable(Impossible):
@@ -120,3 +128,34 @@ def open_locked(run: Path) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+# --- the confirmation -----------------------------------------------------------------------------
+
+
+def confirm(run: Path, session: str, word: str) -> None:
+    """Before the engine is told to thaw: whether the snapshot has been taken."""
+    with contextlib.suppress(OSError):  # a full tmpfs: then the session fails, which is said
+        os.close(
+            os.open(
+                confirmation_path(run, session, word),
+                os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW,
+                0o600,
+            )
+        )
+
+
+def confirmation(run: Path, session: str) -> str:
+    """TAKEN, FAILED or "" without one. If there are both it was not taken."""
+    words = (word for word in (FAILED, TAKEN) if confirmation_path(run, session, word).exists())
+    return next(words, "")
+
+
+def forget(run: Path, session: str) -> None:
+    for word in (TAKEN, FAILED):
+        with contextlib.suppress(OSError):
+            confirmation_path(run, session, word).unlink()
+
+
+def confirmation_path(run: Path, session: str, word: str) -> Path:
+    return run / f"{word}-{session}"

@@ -11,69 +11,53 @@ import time
 from collections.abc import Callable
 
 from vmsnap.consistency import Level
-from vmsnap.errors import SCRIPT, Failure
+from vmsnap.errors import Problem, Severity
+from vmsnap.journal.problems import send_problem
 from vmsnap.journal.sender import Event, Journal, Priority
-
-OF_SCRIPTS = {kind for kinds in SCRIPT.values() for kind in vars(kinds).values()}
+from vmsnap.result import Phase
 
 
 class Record:
     """`level` tells how consistent the snapshot can still be."""
 
     def __init__(
-        self, journal: Journal, show: Callable[[str], None], level: Callable[[], Level]
+        self, journal: Journal, show: Callable[[Phase], None], level: Callable[[], Level]
     ) -> None:
         self.journal, self.show, self.level = journal, show, level
         self.began = time.monotonic()
-        self.phase = ""
-        self.failures: list[Failure] = []
+        self.phase = Phase.CHECK
+        self.failures: list[Problem] = []
         self.timeline: list[tuple[float, str, str]] = []  # monotonic seconds, event, subject
 
-    def enter(self, phase: str, message: str, event: Event = Event.PHASE) -> None:
+    def enter(self, phase: Phase, message: str = "", event: Event = Event.PHASE) -> None:
         """A phase begins. Shown to a person who waits, so never while frozen."""
-        self.phase = phase
-        self.mark(phase)
-        self.show_phase(phase)
-        self.tell(message, event)
+        self.begin(phase)
+        self.show_phase()
+        self.tell(message or phase.doing, event)
 
-    def show_phase(self, phase: str) -> None:
+    def begin(self, phase: Phase) -> None:
+        """The same, in memory alone: for while anything is frozen."""
+        self.phase = phase
+        self.mark(phase.value)
+
+    def show_phase(self) -> None:
         with contextlib.suppress(OSError):  # the terminal may be gone
-            self.show(phase)
+            self.show(self.phase)
 
     def mark(self, event: str, subject: str = "") -> None:
         self.timeline.append((time.monotonic(), event, subject))
 
     def tell(self, message: str, event: Event, priority: Priority = Priority.INFO) -> None:
-        self.journal.send(message, event.value, priority, VMSNAP_PHASE=self.phase)
+        self.journal.send(message, event.value, priority, VMSNAP_PHASE=self.phase.value)
 
     def note(self, message: str) -> None:
         self.tell(message, Event.NOTE, Priority.WARNING)
 
-    def fail(self, *failures: Failure) -> bool:
-        """Remember what went wrong. True if anything did."""
-        for failure in failures:
-            self.failures.append(failure)
-            tell_failure(self.journal, failure, self.level().word)
-        return bool(failures)
-
-
-def tell_failure(journal: Journal, failure: Failure, consistency: str) -> None:
-    fields = {subject_field(failure): failure.subject} if failure.subject else {}
-    journal.send(
-        f"{failure.kind.label}: {failure.message}",
-        failure.kind.message_id,
-        Priority.ERROR,
-        VMSNAP_PHASE=failure.phase,
-        VMSNAP_ERROR=failure.kind.label,
-        VMSNAP_CODE=str(failure.kind.code),
-        VMSNAP_CONSISTENCY=consistency,
-        **fields,
-    )
-
-
-def subject_field(failure: Failure) -> str:
-    """Which field of a record names what a failure is about."""
-    if failure.phase in ("pre", "post") or failure.kind in OF_SCRIPTS:
-        return "VMSNAP_APP"
-    on_a_mount = failure.phase in ("presync", "freeze", "thaw") and failure.subject.startswith("/")
-    return "VMSNAP_MOUNT" if on_a_mount else "VMSNAP_SUBJECT"
+    def fail(self, *problems: Problem) -> bool:
+        """Remember what is wrong; a warning is sent only. True if there was any error."""
+        errors = [problem for problem in problems if problem.severity is Severity.ERROR]
+        for problem in problems:
+            if problem in errors:
+                self.failures.append(problem)
+            send_problem(self.journal, problem, self.level())
+        return bool(errors)

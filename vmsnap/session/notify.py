@@ -12,7 +12,7 @@ import os
 import time
 
 from vmsnap.progress import plural
-from vmsnap.result import Result
+from vmsnap.result import Phase, Result
 from vmsnap.session.session import Session
 
 EXTEND = 30  # seconds for which one word keeps the unit from timing out; as TimeoutStartSec=
@@ -54,18 +54,16 @@ def status(session: Session) -> str:
     frozen = session.freezer is not None and session.freezer.holding
     count = plural(len(session.freezer.filesystems), "filesystem") if session.freezer else ""
     phase = session.record.phase
-    if phase == "snapshot":
-        left = max(0, round((session.hold_ends or 0.0) - time.monotonic()))
+    if phase is Phase.SNAPSHOT:
+        left = max(0, round((session.hold.ends if session.hold else 0.0) - time.monotonic()))
         return f"Holding {f'{count} frozen' if frozen else apps or 'nothing'}, {left} s left"
-    return {
-        "check": "Checking the configuration",
-        "pre": f"Running pre-scripts: {apps}" if apps else "No apps to quiesce",
-        "presync": "Writing out what is dirty",
-        "freeze": f"Freezing {count}",
-        "thaw": f"Thawing {count}",
-        "post": f"Running post-scripts: {apps}" if apps else "No apps to resume",
-        "report": "Reporting",
-    }.get(phase, "Starting")
+    more = {
+        Phase.PRE: f"{phase.doing}: {apps}" if apps else "No apps to quiesce",
+        Phase.FREEZE: f"Freezing {count}",
+        Phase.THAW: f"Thawing {count}",
+        Phase.POST: f"{phase.doing}: {apps}" if apps else "No apps to resume",
+    }
+    return more.get(phase, phase.doing)
 
 
 def verdict(result: Result) -> str:

@@ -15,18 +15,19 @@ import datetime
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vmsnap import progress
 from vmsnap.config import checks
 from vmsnap.consistency import Level
-from vmsnap.errors import Failure, Kind
+from vmsnap.errors import Kind, Problem
 from vmsnap.freeze.frozen_list import FROZEN_LIST, ListUnreadable, has_ended, read_list, thaw_listed
 from vmsnap.freeze.thaw import STEP_PATIENCE
 from vmsnap.journal.sender import Event, Journal, Priority
 from vmsnap.progress import Progress
-from vmsnap.result import Result
+from vmsnap.result import Phase, Result, SnapshotResult
 from vmsnap.scripts.engine import SUPERVISOR
 from vmsnap.session import lock
 from vmsnap.session.notify import Manager, verdict
@@ -36,44 +37,59 @@ from vmsnap.system.process import in_child
 from vmsnap.system.waiter import Waiter
 
 
-class LostSession(Session):
-    """What is left of a session: post-scripts that are owed, and a result."""
+class NoTaker:
+    """Of a session that takes no snapshot any more."""
 
-    def __init__(self, lost: Progress, run: Path, state: Path, lock: int, waiter: Waiter) -> None:
-        options = Options(etc=Path(lost.etc), run=run, state=state)
-        super().__init__(options, lock, waiter, session=lost.session)
-        self.lost = lost
-        self.required = Level[lost.required.upper()]
-        self.started = datetime.datetime.fromisoformat(lost.started)
+    held = False
 
-    def take(self) -> Result:
-        message = f"the process of session {self.id} was killed in phase {self.lost.phase}"
-        self.record.fail(Failure(Kind.ENGINE_LOST, self.lost.phase, "", message))
-        self.found = checks.inspect(self.options.etc)
-        if self.lock >= 0 or not supervised():  # only then is what is owed certain
-            owed = self.options.run / "scripts" / self.id
-            self.supervise([app for app in self.found.runnable if (owed / app.name).exists()])
-        if self.scripts:
-            for scripts in self.scripts:
-                scripts.pre_started = True
-            self.post()
-            self.clean_up()
-        return self.report()
+    def prepare(self, session: Session) -> None: ...
 
-    def result(self) -> Result:
-        """Nothing is claimed that is not known: of the pre-scripts nothing is, and the stall is the
-        longest that it can have been."""
-        stall = 0.0
-        if self.lost.phase in ("freeze", "snapshot"):
-            stall = self.record.began - self.lost.since
-        age = datetime.datetime.now(datetime.timezone.utc) - self.started.astimezone()
-        known = super().result()
-        return replace(
-            known,
-            seconds=max(0.0, round(age.total_seconds(), 6)),
-            frozen_seconds=max(0.0, round(stall, 6)),
-            apps=tuple(app for app in known.apps if app.post),
-        )
+    def take(self, session: Session) -> bool:
+        return False
+
+    def dismiss(self, session: Session) -> None: ...
+
+    def result(self) -> SnapshotResult | None:
+        return None
+
+
+def end_lost(
+    lost: Progress, run: Path, state: Path, lock: int, waiter: Waiter, manager: Manager | None
+) -> Result:
+    """Do what is left of a session: pending post-scripts, and a result."""
+    options = Options(etc=Path(lost.etc), run=run, state=state)
+    session = Session(options, lock, waiter, NoTaker(), session=lost.session)
+    session.required = Level[lost.required.upper()]
+    session.started = datetime.datetime.fromisoformat(lost.started)
+    if manager:
+        manager.follow(session)
+    message = f"the process of session {session.id} was killed in phase {lost.phase}"
+    session.record.fail(Problem(Kind.ENGINE_LOST, message, lost.phase))
+    session.found = checks.inspect(options.etc)
+    if lock >= 0 or not supervised():  # only then is what is pending certain
+        pending = run / "scripts" / session.id
+        session.supervise([x for x in session.found.runnable if (pending / x.name).exists()])
+    if session.scripts:
+        for scripts in session.scripts:
+            scripts.pre_started = True
+        session.post()
+        session.clean_up()
+    return session.report(partial(known_of, lost, session))
+
+
+def known_of(lost: Progress, session: Session, result: Result) -> Result:
+    """Nothing is claimed that is not known: of the pre-scripts nothing is, and the stall is the
+    longest that it can have been."""
+    stall = 0.0
+    if lost.phase in (Phase.FREEZE, Phase.SNAPSHOT):
+        stall = session.record.began - lost.since
+    age = datetime.datetime.now(datetime.timezone.utc) - session.started.astimezone()
+    return replace(
+        result,
+        seconds=max(0.0, round(age.total_seconds(), 6)),
+        frozen_seconds=max(0.0, round(stall, 6)),
+        apps=tuple(app for app in result.apps if app.post),
+    )
 
 
 def conclude(
@@ -84,12 +100,7 @@ def conclude(
     if (run / FROZEN_LIST).exists():
         thaw_left(run, waiter)
     lost = progress.read(run)
-    if lost is None:
-        return None
-    ending = LostSession(lost, run, state, lock, waiter)
-    if manager:
-        manager.follow(ending)
-    return ending.take()
+    return end_lost(lost, run, state, lock, waiter, manager) if lost else None
 
 
 def stopped(run: Path, state: Path) -> bool:
@@ -107,10 +118,9 @@ def stopped(run: Path, state: Path) -> bool:
             if not (lock.holder(run) or lost.session).startswith(lost.session):
                 return good
             descriptor = -1
-        ending = LostSession(lost, run, state, descriptor, waiter)
         manager = Manager()
-        manager.follow(ending)
-        manager.tell(f"STATUS={verdict(ending.take())}")
+        result = end_lost(lost, run, state, descriptor, waiter, manager)
+        manager.tell(f"STATUS={verdict(result)}")
     return good
 
 

@@ -3,8 +3,10 @@
 
 The only module that knows this order. Each step that changes something pushes its undo, and every
 undo runs, whatever became of the others. How a failure lowers the consistency stands in
-consistency.py, and how the snapshot comes to be in run.py (a command takes it) and service/
-main.py (whoever started the unit does).
+consistency.py; who takes the snapshot is given: run.py has a command do it, service/main.py whoever
+has started the unit.
+
+Runs in: engine. While frozen: no file, no journal, no import.
 """
 
 from __future__ import annotations
@@ -16,23 +18,25 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Protocol
 
 from vmsnap import progress
 from vmsnap.config import checks
 from vmsnap.config.app import App
 from vmsnap.consistency import Level, consistency
-from vmsnap.errors import SCRIPT, Failure, Kind, Severity
+from vmsnap.errors import SCRIPT, Kind, Problem
 from vmsnap.freeze.freezer import Freezer
 from vmsnap.freeze.frozen_list import thaw_earlier
 from vmsnap.freeze.plan import count_disks, make_plan
 from vmsnap.freeze.writeback import flush_gently
 from vmsnap.journal.sender import Event, Journal, Priority
 from vmsnap.progress import Progress
-from vmsnap.result import Result, SnapshotResult, new_session_id
+from vmsnap.result import Phase, Result, SnapshotResult, new_session_id
 from vmsnap.scripts.engine import AppScripts, run_scripts
 from vmsnap.scripts.output import LINES
 from vmsnap.scripts.runner import ScriptRun
 from vmsnap.session.finish import keep, result_of, tell_end
+from vmsnap.session.hold import Hold
 from vmsnap.session.log import Record
 from vmsnap.session.metrics import write_metrics
 from vmsnap.session.options import Options
@@ -40,21 +44,43 @@ from vmsnap.system.files import make_private, remove_tree
 from vmsnap.system.waiter import Waiter
 
 
+class SnapshotTaker(Protocol):
+    """Who takes the snapshot of a session: a command, or whoever has started the unit."""
+
+    @property
+    def held(self) -> bool:
+        """Until the unit is stopped, and not until a command has ended."""
+        ...
+
+    def prepare(self, session: Session) -> None:
+        """Make ready, while nothing is quiesced yet."""
+
+    def take(self, session: Session) -> bool:
+        """Let the snapshot be taken, and thaw. Return whether it was."""
+        ...
+
+    def dismiss(self, session: Session) -> None:
+        """Let go of everything, at the end of the session."""
+
+    def result(self) -> SnapshotResult | None:
+        """How it went, if there is anything to tell."""
+        ...
+
+
 class Session:
     """One session. Owns the lock that it was given, and everything it starts until it has ended."""
-
-    held = False  # by a unit, and not by a command
 
     def __init__(
         self,
         options: Options,
         lock: int,
         waiter: Waiter,
-        show: Callable[[str], None] = lambda _: None,
+        taker: SnapshotTaker,
+        show: Callable[[Phase], None] = lambda _: None,
         session: str | None = None,
     ) -> None:
         self.id = session or new_session_id()
-        self.options, self.lock, self.waiter = options, lock, waiter
+        self.options, self.lock, self.waiter, self.taker = options, lock, waiter, taker
         self.journal = Journal({"VMSNAP_SESSION": self.id})
         self.shown = show
         self.record = Record(self.journal, self.show, lambda: self.level)
@@ -63,13 +89,10 @@ class Session:
         self.found = checks.Inspection()
         self.scripts: list[AppScripts] = []
         self.freezer: Freezer | None = None
+        self.hold: Hold | None = None
         self.required = Level.CRASH
-        self.interruption_told = False
         self.temporary = options.run / "tmp" / self.id
-        self.may_freeze = True
         self.taken = False
-        self.thawed = False
-        self.hold_ends: float | None = None  # monotonic seconds
 
     def take(self) -> Result:
         """Run the whole session and return its result."""
@@ -84,27 +107,12 @@ class Session:
                     undo.callback(self.thaw)
                     self.freeze()
                 if self.may_go_on():
-                    self.snapshot()
+                    self.taken = self.taker.take(self)
         except Exception as e:  # a bug, or a machine at its end; everything is undone by now
             self.record.tell(traceback.format_exc(), Event.NOTE, Priority.ERROR)
-            message = f"found an error that nobody expected: {type(e).__name__}: {e}"
-            self.record.fail(Failure(Kind.SNAPSHOT_FAILED, self.record.phase, "", message))
+            message = f"unexpected error: {type(e).__name__}: {e}"
+            self.record.fail(Problem(Kind.SNAPSHOT_FAILED, message, self.record.phase))
         return self.report()
-
-    # --- what run.py and service/main.py fill in -------------------------------------------------
-
-    def prepare(self) -> None:
-        """Make ready what takes the snapshot, while nothing is quiesced yet."""
-
-    def snapshot(self) -> None:
-        """Let the snapshot be taken, thaw, and set `taken` if it was."""
-        raise NotImplementedError
-
-    def dismiss(self) -> None:
-        """Let go of what took the snapshot."""
-
-    def snapshot_result(self) -> SnapshotResult | None:
-        return None
 
     # --- the level -----------------------------------------------------------------------------
 
@@ -126,10 +134,10 @@ class Session:
         return max([Level.APPLICATION if strict else Level.CRASH, *filter(None, asked)])
 
     def may_go_on(self) -> bool:
-        if self.waiter.interrupted and not self.interruption_told:
-            self.interruption_told = True
+        if self.waiter.interrupted:
             message = f"the session was interrupted by {self.waiter.interrupted}"
-            self.record.fail(Failure(Kind.SNAPSHOT_FAILED, self.record.phase, "", message))
+            if message not in (problem.message for problem in self.record.failures):
+                self.record.fail(Problem(Kind.SNAPSHOT_FAILED, message, self.record.phase))
         return self.level >= self.required
 
     @property
@@ -139,36 +147,30 @@ class Session:
     # --- the phases ----------------------------------------------------------------------------
 
     def check(self) -> None:
-        self.record.enter("check", f"Session {self.id} begins", Event.STARTED)
+        self.record.enter(Phase.CHECK, f"Session {self.id} begins", Event.STARTED)
         self.recover()
         self.found = checks.inspect(self.options.etc)
-        for problem in self.found.problems:
-            subject = problem.subject or problem.path
-            if problem.severity is Severity.ERROR:
-                self.record.fail(Failure(problem.kind, "check", subject, problem.message))
-            else:
-                self.record.note(problem.message)
+        self.record.fail(*self.found.problems)
         self.required = self.what_is_required()
         self.journal.decided(f"{self.found.settings}")
         for app in self.found.apps:
             runs = "runs" if app in self.found.runnable else "does not run"
             self.journal.decided(f"app {app.name} of {app.config} {runs}")
         self.journal.decided(f"consistency: {self.level.word}, required: {self.required.word}")
-        self.prepare()
+        self.taker.prepare(self)
 
     def recover(self) -> None:
         """Clean up after a session that was killed, so far as recovery.py could not. We hold the
         lock, so nobody else is about to."""
         left = thaw_earlier(self.options.run, self.record.note)
         if left:
-            self.record.fail(Failure(Kind.THAW_FAILED, "check", "", left))
-            self.may_freeze = False  # the list of what is still frozen must not be lost
+            self.record.fail(Problem(Kind.THAW_FAILED, left, Phase.CHECK))
         remove_tree(self.options.run / "scripts")
         remove_tree(self.options.run / "tmp")
         make_private(self.temporary)
 
     def pre(self) -> None:
-        self.record.enter("pre", "Running pre-scripts")
+        self.record.enter(Phase.PRE)
         self.supervise(self.found.runnable)
         self.run_scripts([s for s in self.scripts if s.app.pre], {})
 
@@ -191,12 +193,14 @@ class Session:
             except OSError as e:
                 kinds = SCRIPT["pre" if app.pre else "post"]
                 message = f"cannot prepare to run its scripts: {e.filename or ''}: {e.strerror}"
-                self.record.fail(Failure(kinds.failed, self.record.phase, app.name, message))
+                self.record.fail(Problem(kinds.failed, message, self.record.phase, app.name))
 
     def freeze(self) -> None:
-        if not (self.options.fsfreeze and self.freezing and self.may_freeze):
+        # While an earlier session's filesystems stay frozen, the list of them must not be lost.
+        left = any(problem.kind is Kind.THAW_FAILED for problem in self.record.failures)
+        if not (self.options.fsfreeze and self.freezing) or left:
             return
-        self.record.enter("presync", "Writing out what is dirty")
+        self.record.enter(Phase.PRESYNC)
         settings = self.found.settings
         plan = make_plan(
             self.options.only or settings.only, (*self.options.exclude, *settings.exclude)
@@ -216,7 +220,7 @@ class Session:
                 return
         except OSError as e:  # out of descriptors or memory
             message = f"cannot prepare the freeze: {e.strerror}"
-            self.record.fail(Failure(Kind.FREEZE_FAILED, "freeze", "", message))
+            self.record.fail(Problem(Kind.FREEZE_FAILED, message, Phase.FREEZE))
             return
         if freezer.unlocked:
             self.record.note(
@@ -224,7 +228,7 @@ class Session:
             )
         flush_gently({os.fstat(f.fd).st_dev for f in freezer.filesystems}, self.waiter)
         freezer.presync()
-        self.record.enter("freeze", f"Filesystems to freeze: {len(freezer.filesystems)}")
+        self.record.enter(Phase.FREEZE, f"Filesystems to freeze: {len(freezer.filesystems)}")
         # From here to the thaw: no file, no journal, no import, no terminal.
         self.journal.hold()
         if not self.waiter.interrupted:
@@ -236,25 +240,21 @@ class Session:
             self.record.tell(count, Event.FROZEN)
 
     def thaw(self) -> None:
-        if self.thawed:
+        if self.freezer is None or self.record.phase is Phase.THAW:
             return
-        self.thawed = True
-        if self.freezer is None:
-            return
-        self.record.mark("thaw")
-        self.record.phase = "thaw"
+        self.record.begin(Phase.THAW)
         try:
             if self.freezer.held_at is not None:
                 self.record.fail(*self.freezer.thaw())
         finally:
             self.freezer.close()
             self.journal.release()
-        self.record.show_phase("thaw")
+        self.record.show_phase()
         count = sum(1 for f in self.freezer.filesystems if f.thawed_at is not None)
         self.record.tell(f"Filesystems thawed: {count}", Event.THAWED)
 
     def post(self) -> None:
-        self.record.enter("post", "Running post-scripts")
+        self.record.enter(Phase.POST)
         wanted = [s for s in self.scripts if s.app.post and (s.pre_started or s.app.pre is None)]
         outcome = "success" if self.succeeded else "failed"
         self.run_scripts(
@@ -265,13 +265,19 @@ class Session:
         for scripts in self.scripts:
             scripts.finish(self.waiter)
 
-    def report(self) -> Result:
-        self.record.enter("report", "Reporting")
-        self.dismiss()
+    def begin_hold(self) -> Hold:
+        self.record.begin(Phase.SNAPSHOT)
+        self.hold = Hold(self.freezer, self.waiter, self.hold_seconds)
+        return self.hold
+
+    def report(self, known: Callable[[Result], Result] = lambda result: result) -> Result:
+        """Keep the result and tell it; `known` amends it by what else is known."""
+        self.record.enter(Phase.REPORT)
+        self.taker.dismiss(self)
         remove_tree(self.temporary)
         with contextlib.suppress(OSError):
             self.temporary.parent.rmdir()
-        result = self.result()
+        result = known(self.result())
         for trouble in (
             keep(result, self.options.run, self.options.state, self.waiter, self.lock),
             write_metrics(result, self.found.settings.textfile, self.waiter, self.lock),
@@ -285,7 +291,7 @@ class Session:
     # --- scripts -------------------------------------------------------------------------------
 
     def run_scripts(self, wanted: list[AppScripts], env: dict[str, str]) -> None:
-        phase = self.record.phase
+        phase = self.record.phase.value
 
         def tell(scripts: AppScripts, heard: ScriptRun | int) -> None:
             if isinstance(heard, ScriptRun):
@@ -293,7 +299,7 @@ class Session:
             else:
                 self.record.mark(f"{phase}-attempt {heard}", scripts.app.name)
 
-        run_scripts(wanted, phase, env, self.waiter, tell, heed=phase == "pre")
+        run_scripts(wanted, phase, env, self.waiter, tell, interruptible=phase == "pre")
 
     def script_ended(self, name: str, phase: str, run: ScriptRun) -> None:
         self.runs[name, phase] = run
@@ -307,7 +313,7 @@ class Session:
         if not run.ok:
             kinds = SCRIPT[phase]
             kind = kinds.timeout if run.timed_out else kinds.failed
-            self.record.fail(Failure(kind, phase, name, run.message(phase, name)))
+            self.record.fail(Problem(kind, run.message(phase, name), phase, name))
 
     # --- what is known -------------------------------------------------------------------------
 
@@ -329,15 +335,15 @@ class Session:
             self.found.apps,
             self.runs,
             self.freezer,
-            self.snapshot_result(),
+            self.taker.result(),
         )
 
-    def show(self, phase: str) -> None:
+    def show(self, phase: Phase) -> None:
         """Let everybody see how far the session is; not while anything is frozen."""
         self.publish(phase)
         self.shown(phase)
 
-    def publish(self, phase: str) -> bool:
+    def publish(self, phase: Phase) -> bool:
         """The same, in the run directory only. False if there is no room."""
         freezer = self.freezer
         frozen = freezer.filesystems if freezer and freezer.holding else ()
@@ -345,17 +351,17 @@ class Session:
             self.options.run,
             Progress(
                 session=self.id,
-                phase=phase,
+                phase=phase.value,
                 engine=os.getpid(),
                 invocation=os.environ.get("INVOCATION_ID", ""),
-                held=self.held,
+                held=self.taker.held,
                 etc=str(self.options.etc),
                 consistency=self.level.word,
                 required=self.required.word,
                 started=self.started.isoformat(timespec="milliseconds"),
                 apps=tuple(app.name for app in self.found.runnable),
                 filesystems=tuple(f.entry.mount for f in frozen if f.frozen_at is not None),
-                hold_ends=self.hold_ends if phase == "snapshot" else None,
+                hold_ends=self.hold.ends if self.hold and phase is Phase.SNAPSHOT else None,
                 since=time.monotonic(),
             ),
         )

@@ -124,12 +124,12 @@ def in_child(
     keep: Collection[int],
     waiter: Waiter,
     seconds: float,
-    heed: bool = False,
+    interruptible: bool = False,
 ) -> bytes | None:
     """Run `body` in a child and return what it wrote to the descriptor that it is given.
 
     For calls that may hang: a process that is inside one cannot end. None if the child is not done
-    within `seconds`, or when interrupted if `heed`; it is then left to itself.
+    within `seconds`, or when interrupted if `interruptible`; it is then left to itself.
     """
     read, write = os.pipe()
     try:
@@ -142,7 +142,7 @@ def in_child(
     said = b""
     deadline = time.monotonic() + seconds
     try:
-        while time.monotonic() < deadline and not (heed and waiter.interrupted):
+        while time.monotonic() < deadline and not (interruptible and waiter.interrupted):
             if read in waiter.wait([read], deadline):
                 data = os.read(read, READ_BYTES)
                 if not data:

@@ -204,7 +204,7 @@ def test_settings_that_cannot_be_used_or_trusted_stop_every_session(
     found = etc.inspect()
     assert kinds(found) == [Kind.INCORRECT_SETTINGS]
     assert found.errors[0].path == str(path)
-    assert not found.settings_usable
+    assert found.level is Level.NONE
 
 
 def test_a_file_where_the_drop_in_directory_should_be_is_an_error(etc: Etc) -> None:

@@ -16,15 +16,18 @@ from typing import cast
 import pytest
 
 from vmsnap.config.app import App, Script
-from vmsnap.errors import SCRIPT, Failure, Kind
+from vmsnap.consistency import Level
+from vmsnap.errors import SCRIPT, Kind, Problem
 from vmsnap.journal import catalog, catalog_es
+from vmsnap.journal.problems import send_problem
 from vmsnap.journal.sender import Event, Journal, Priority
-from vmsnap.result import PHASES, refused
+from vmsnap.result import PHASES, Phase, refused
 from vmsnap.scripts.output import Output
 from vmsnap.scripts.runner import Runner, ScriptRun
 from vmsnap.session.finish import tell_end
-from vmsnap.session.log import Record, tell_failure
+from vmsnap.session.log import Record
 from vmsnap.session.options import Options
+from vmsnap.session.recovery import NoTaker
 from vmsnap.session.session import Session
 from vmsnap.system.waiter import Waiter
 
@@ -191,7 +194,7 @@ def journal() -> Heard:
 @pytest.mark.parametrize("kind", [k for k in Kind if k not in (*catalog.OUTSIDE, *catalog.RUNNING)])
 def test_an_error_of_any_phase_has_the_fields_of_its_entry(journal: Heard, kind: Kind) -> None:
     for phase in PHASES:
-        tell_failure(journal, Failure(kind, phase, "what", "it is wrong"), "crash")
+        send_problem(journal, Problem(kind, "it is wrong", phase, "what"), Level.CRASH)
     assert "VMSNAP_SESSION" in FIELD.findall(ENGLISH[kind.message_id].body)
     assert not missing(journal, kind.message_id)
 
@@ -212,7 +215,7 @@ def test_the_end_of_a_script_and_its_error_have_the_fields_of_their_entries(
     journal: Heard, phase: str, timed_out: bool
 ) -> None:
     run = ScriptRun(1, 1, None, 0.1, timed_out, "failed")
-    session = Session(Options(("true",)), -1, cast(Waiter, None))
+    session = Session(Options(("true",)), -1, cast(Waiter, None), NoTaker())
     session.journal = session.record.journal = journal
     session.script_ended("web", phase, run)
     kind = SCRIPT[phase].timeout if timed_out else SCRIPT[phase].failed
@@ -234,11 +237,11 @@ def test_a_line_of_output_has_the_fields_of_its_entry(journal: Heard, tmp_path: 
 
 def test_what_a_session_tells_has_the_fields_of_its_entries(journal: Heard) -> None:
     record = Record(journal, lambda _: None, lambda: pytest.fail("no failure"))
-    record.enter("check", "begins", Event.STARTED)
-    record.enter("pre", "runs")
+    record.enter(Phase.CHECK, "begins", Event.STARTED)
+    record.enter(Phase.PRE)
     record.tell("froze", Event.FROZEN)
     record.tell("thawed", Event.THAWED)
-    tell_end(journal, refused(Failure(Kind.SNAPSHOT_FAILED, "snapshot", "", "it failed")))
+    tell_end(journal, refused(Problem(Kind.SNAPSHOT_FAILED, "it failed", "snapshot")))
     told = (Event.STARTED, Event.PHASE, Event.FROZEN, Event.THAWED, Event.ENDED)
     assert set(journal.heard) == {event.value for event in told}
     assert {message_id for message_id in journal.heard if missing(journal, message_id)} == set()

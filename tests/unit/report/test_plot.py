@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnap.errors import Failure, Kind
+from vmsnap.errors import Kind, Problem
 from vmsnap.report.plot import STYLE, svg, ticks
 from vmsnap.result import (
     AppResult,
@@ -66,7 +66,7 @@ EARLY = replace(
     seconds=0.25,
     timeline=(TimelineEvent(0.0, "check", ""), TimelineEvent(0.2, "report", "")),
 )
-REFUSED = refused(Failure(Kind.SESSION_IN_PROGRESS, "check", "", "another one"))
+REFUSED = refused(Problem(Kind.SESSION_IN_PROGRESS, "another one", "check"))
 SVG = "{http://www.w3.org/2000/svg}"
 SIZES = ("x", "width")
 
@@ -224,7 +224,7 @@ def test_the_header_says_what_matters_most() -> None:
 
 
 def test_each_error_is_named_with_its_phase_and_cut_to_the_width() -> None:
-    long = error_result(Failure(Kind.THAW_FAILED, "thaw", "/srv", "so\nlong " * 100))
+    long = error_result(Problem(Kind.THAW_FAILED, "so\nlong " * 100, "thaw", "/srv"))
     both = replace(SESSION, errors=(*SESSION.errors, long))
     lines = [w for w in words(both) if " in phase " in w]
     assert [re.sub(r"\d+ ", "", line).partition(":")[0] for line in lines] == [

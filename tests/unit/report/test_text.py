@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmsnap.cli.terminal import colourful
-from vmsnap.errors import Failure, Kind, Problem, Severity
+from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.freeze.mountinfo import Mount
 from vmsnap.freeze.plan import Action, Entry, Plan
 from vmsnap.report.summary import summary, timeline
@@ -148,7 +148,7 @@ def test_letters_of_any_language_are_shown_as_they_are(text: str) -> None:
 
 
 def test_a_problem_shows_its_message_its_name_its_code_and_what_to_do() -> None:
-    problem = Problem(Severity.ERROR, Kind.PRE_SCRIPT_NOT_FOUND, "/opt/pre", "/opt/pre: missing")
+    problem = Problem(Kind.PRE_SCRIPT_NOT_FOUND, "/opt/pre: missing", path="/opt/pre")
     text = problem_list([problem], PLAIN)
     for part in ("/opt/pre: missing", "Pre-ScriptNotFound", "302", problem.kind.action):
         assert part in text
@@ -156,13 +156,13 @@ def test_a_problem_shows_its_message_its_name_its_code_and_what_to_do() -> None:
 
 def test_a_warning_does_not_ask_for_action() -> None:
     kind = Kind.INCORRECT_JSON_CONFIG_FILE
-    text = problem_list([Problem(Severity.WARNING, kind, "/x", "unknown key")], PLAIN)
+    text = problem_list([Problem(kind, "unknown key", path="/x", severity=Severity.WARNING)], PLAIN)
     assert text == "warning: unknown key"
 
 
 @given(HOSTILE)
 def test_no_message_of_a_problem_reaches_the_terminal_as_a_command(message: str) -> None:
-    problem = Problem(Severity.ERROR, Kind.PRE_SCRIPT_NOT_FOUND, "/x", message)
+    problem = Problem(Kind.PRE_SCRIPT_NOT_FOUND, message, path="/x")
     assert obeyed(problem_list([problem], PLAIN)) == set()
 
 
@@ -201,7 +201,7 @@ def test_the_summary_says_how_each_script_ended(script: ScriptResult | None, wor
 
 
 def test_long_messages_are_broken_into_lines_that_fit() -> None:
-    failure = Failure(Kind.FREEZE_FAILED, "freeze", "/srv", "word " * 100 + "x" * 300)
+    failure = Problem(Kind.FREEZE_FAILED, "word " * 100 + "x" * 300, "freeze", "/srv")
     result = replace(FULL, errors=(error_result(failure),))
     indented = [line for line in summary(result, PLAIN).splitlines() if line.startswith("    ")]
     assert "x" * 300 in "".join(line.strip() for line in indented)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from vmsnap.consistency import Level
-from vmsnap.errors import Failure, Kind
+from vmsnap.errors import Kind, Problem
 from vmsnap.journal.sender import Event, Journal
+from vmsnap.result import Phase
 from vmsnap.session.log import Record
 
 from ..journal.test_sender import Receiver
@@ -33,7 +34,7 @@ def test_a_failure_reaches_the_journal_with_the_fields_of_the_design(
     receiver = Receiver(tmp_path / "socket")
     journal = Journal({"VMSNAP_SESSION": "s-1"}, receiver.path)
     record = Record(journal, lambda _: None, lambda: Level.CRASH)
-    assert record.fail(Failure(Kind.FREEZE_FAILED, phase, subject, "it is busy"))
+    assert record.fail(Problem(Kind.FREEZE_FAILED, "it is busy", phase, subject))
     (found,) = receiver.records()
     receiver.socket.close()
     assert journal._socket
@@ -60,8 +61,8 @@ def test_nothing_that_failed_is_no_failure(record: Record) -> None:
 def test_phases_are_shown_and_stand_in_the_timeline_in_their_order() -> None:
     shown: list[str] = []
     record = Record(Journal(path="/nonexistent/socket"), shown.append, lambda: Level.CRASH)
-    record.enter("check", "Session begins", Event.STARTED)
-    record.enter("pre", "Running pre-scripts")
+    record.enter(Phase.CHECK, "Session begins", Event.STARTED)
+    record.enter(Phase.PRE)
     record.mark("pre-attempt 1", "web")
     assert shown == ["check", "pre"]
     assert [(event, subject) for _, event, subject in record.timeline] == [

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnap.errors import Failure, Kind
+from vmsnap.errors import Kind, Problem
 from vmsnap.result import PHASES, Result, TimelineEvent, error_result, refused
 from vmsnap.session.metrics import SUCCEEDED, exposition, samples, write_metrics
 from vmsnap.system.waiter import Waiter
@@ -108,7 +108,7 @@ def test_the_file_is_valid_for_every_session(result: Result, frozen: float) -> N
 
 
 def test_a_session_that_was_refused_has_metrics_too() -> None:
-    text = after(refused(Failure(Kind.SESSION_IN_PROGRESS, "check", "", "found another")))
+    text = after(refused(Problem(Kind.SESSION_IN_PROGRESS, "found another", "check")))
     assert value(text, "vmsnap_last_session_success") == 0
     assert value(text, "vmsnap_errors_total", name="SessionInProgress", code="140") == 1
 
@@ -181,7 +181,7 @@ def test_counts_go_on_from_the_file_before() -> None:
 
 
 def test_errors_are_counted_one_by_one() -> None:
-    twice = error_result(Failure(Kind.PRE_SCRIPT_TIMEOUT, "pre", "web", "it hung"))
+    twice = error_result(Problem(Kind.PRE_SCRIPT_TIMEOUT, "it hung", "pre", "web"))
     text = after(replace(FULL, errors=(twice, *FULL.errors, twice)))
     assert value(text, "vmsnap_errors_total", name="Pre-ScriptTimeout", code="308") == 2
     assert value(text, "vmsnap_errors_total", name="FreezeFailed", code="121") == 1

@@ -12,9 +12,10 @@ from typing import cast
 
 import pytest
 
-from vmsnap.errors import Failure, Kind
+from vmsnap.errors import Kind, Problem
 from vmsnap.freeze.freezer import Freezer
-from vmsnap.result import PHASES, error_result
+from vmsnap.result import PHASES, Phase, error_result
+from vmsnap.session.hold import Hold
 from vmsnap.session.notify import EXTEND, Manager, status, verdict
 from vmsnap.session.session import Session
 
@@ -86,8 +87,10 @@ def at(
 ) -> Session:
     """A session in this phase; `frozen` is the number of its filesystems, None without a freeze."""
     made = session(*(app(name) for name in apps))
-    made.record.phase = phase
-    made.hold_ends = hold_ends
+    made.record.phase = Phase[phase.upper()]
+    if hold_ends is not None:
+        made.hold = Hold(None, made.waiter, 0.0)
+        made.hold.ends = hold_ends
     if frozen is not None:
         mounts = tuple(f"/mnt/{n}" for n in range(frozen))
         made.freezer = cast(Freezer, Frozen(mounts, holding))
@@ -100,12 +103,11 @@ def at(
 @pytest.mark.parametrize(
     ("where", "words"),
     [
-        (at(""), "Starting"),
         (at("check"), "Checking the configuration"),
         (at("pre"), "No apps to quiesce"),
         (at("pre", "web"), "Running pre-scripts: web"),
         (at("pre", "web", "db"), "Running pre-scripts: web, db"),
-        (at("presync"), "Writing out what is dirty"),
+        (at("presync"), "Writing back dirty pages"),
         (at("freeze", frozen=1), "Freezing 1 filesystem"),
         (at("freeze", frozen=2), "Freezing 2 filesystems"),
         (at("freeze", frozen=0), "Freezing 0 filesystems"),
@@ -113,7 +115,7 @@ def at(
         (at("thaw", frozen=16), "Thawing 16 filesystems"),
         (at("post"), "No apps to resume"),
         (at("post", "web", "db"), "Running post-scripts: web, db"),
-        (at("report"), "Reporting"),
+        (at("report"), "Writing the result"),
     ],
 )
 def test_the_status_says_what_the_session_does(where: Session, words: str) -> None:
@@ -158,7 +160,7 @@ def test_a_good_session_is_told_by_its_consistency() -> None:
 
 
 def test_a_failed_session_is_told_by_its_first_error() -> None:
-    second = error_result(Failure(Kind.THAW_FAILED, "thaw", "/", "later"))
+    second = error_result(Problem(Kind.THAW_FAILED, "later", "thaw", "/"))
     failed = replace(FULL, errors=(*FULL.errors, second))
     assert verdict(failed) == "Failed: FreezeFailed (121): it is busy"
 
@@ -192,12 +194,12 @@ def test_every_pulse_tells_the_status_that_the_engine_lives_and_needs_time(
     pulse = where.waiter.pulse
     assert pulse is not None
     pulse()
-    where.record.phase = "report"
+    where.record.phase = Phase.REPORT
     pulse()
     rest = ["WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={EXTEND * 1_000_000}"]
     assert systemd.heard() == [
         ["STATUS=Running pre-scripts: web", *rest],
-        ["STATUS=Reporting", *rest],
+        ["STATUS=Writing the result", *rest],
     ]
 
 

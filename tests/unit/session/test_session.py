@@ -14,9 +14,11 @@ import pytest
 from vmsnap.config.app import App, Script
 from vmsnap.config.settings import Settings
 from vmsnap.consistency import Level
-from vmsnap.errors import Failure, Kind, Problem, Severity
+from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.journal.sender import Journal
+from vmsnap.result import Phase
 from vmsnap.session.options import Options
+from vmsnap.session.recovery import NoTaker
 from vmsnap.session.session import Session
 from vmsnap.system.waiter import Waiter
 
@@ -41,9 +43,10 @@ def session(
     interrupted: str = "",
 ) -> Session:
     waiter = cast(Waiter, Quiet(interrupted))
-    made = Session(Options(("true",), require=require, fsfreeze=fsfreeze), -1, waiter)
+    options = Options(("true",), require=require, fsfreeze=fsfreeze)
+    made = Session(options, -1, waiter, NoTaker())
     made.record.journal = Journal(path="/nonexistent/journal")
-    made.record.phase = "check"
+    made.record.phase = Phase.CHECK
     made.found.apps.extend(apps)
     made.found.settings = Settings(require=setting)
     made.required = made.what_is_required()
@@ -51,7 +54,7 @@ def session(
 
 
 def fail(where: Session, *kinds: Kind) -> None:
-    where.record.fail(*(Failure(kind, "pre", "web", "it went wrong") for kind in kinds))
+    where.record.fail(*(Problem(kind, "it went wrong", "pre", "web") for kind in kinds))
 
 
 @pytest.fixture(params=[1, 2, 7])
@@ -180,6 +183,12 @@ def test_only_apps_without_errors_are_runnable() -> None:
     found = session(app("good"), app("bad")).found
     found.error(Kind.PRE_SCRIPT_NOT_FOUND, "/opt/pre", "missing", "bad")
     found.problems.append(
-        Problem(Severity.WARNING, Kind.INCORRECT_JSON_CONFIG_FILE, "/x", "unknown key", "good")
+        Problem(
+            Kind.INCORRECT_JSON_CONFIG_FILE,
+            "unknown key",
+            path="/x",
+            subject="good",
+            severity=Severity.WARNING,
+        )
     )
     assert [each.name for each in found.runnable] == ["good"]

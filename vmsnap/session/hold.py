@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hold: everything is quiesced and frozen until the snapshot has been taken, the hold's time is
+over, or a signal comes.
+
+Runs in: engine. While frozen: no file, no journal, no import.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from enum import Enum
+
+from vmsnap.errors import Problem
+from vmsnap.freeze.failures import hold_expired
+from vmsnap.freeze.freezer import Freezer
+from vmsnap.result import Phase
+from vmsnap.system.waiter import Waiter
+
+
+class HoldEnd(Enum):
+    """Why a hold is over."""
+
+    TAKEN = "the snapshot has been taken, or has failed"
+    EXPIRED = "its time was over before"
+    INTERRUPTED = "a signal came before"
+
+
+class Hold:
+    """Begins when it is made. `ends` is in seconds on CLOCK_MONOTONIC.
+
+    If anything is frozen the guard keeps the time, and thaws; if nothing is, the same time is kept
+    here, since the applications are quiesced all the same.
+    """
+
+    def __init__(self, freezer: Freezer | None, waiter: Waiter, seconds: float) -> None:
+        self.seconds = seconds
+        self.ends = time.monotonic() + seconds
+        self._freezer = freezer
+        self._frozen = freezer is not None and freezer.holding
+        self._waiter = waiter
+
+    def wait(self, fds: Iterable[int] = (), until: float | None = None) -> set[int]:
+        """Sleep until one of `fds` is ready, at most `until` (monotonic) if given, else until the
+        hold must be over; and do the guard's work should it be lost. Return what is ready."""
+        freezer, deadline = self._freezer, self.ends
+        if freezer and freezer.holding:
+            deadline = freezer.deadline()
+        guard = freezer.fds() if freezer else ()
+        ready = self._waiter.wait([*fds, *guard], until or deadline)
+        if freezer:
+            freezer.receive_or_replace()
+        return ready
+
+    @property
+    def over(self) -> bool:
+        """Whether it has expired, or ended because the filesystems were thawed."""
+        if self._frozen:
+            return not (self._freezer and self._freezer.holding)
+        return time.monotonic() >= self.ends
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """That it has expired with nothing frozen; else the guard has said so at the thaw."""
+        if self._frozen:
+            return ()
+        return (hold_expired(Phase.SNAPSHOT, self.seconds),)
