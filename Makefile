@@ -1,51 +1,98 @@
-# Everything a fresh Debian 12 machine needs is installed by these targets; each can be run again.
+# What these targets need on Debian 12, they install, if root runs them; each can be run again.
 PYTHON ?= /usr/bin/python3
 VENV   := build/venv
 RUN    := $(VENV)/bin/python -B
+# Files are spread over the cores, in the order of tests/conftest.py, and each stays in one process.
+PYTEST := $(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-# What vmsnap imports; what tests, demo and bench run; what makes packages and repositories.
-PACKAGES := python3-distro python3-sdnotify python3-jsonschema python3-yaml \
-	python3-venv e2fsprogs xfsprogs btrfs-progs dosfstools util-linux mount procps \
-	qemu-guest-agent qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients \
-	shellcheck mmdebstrap systemd-container \
-	zsh fish man-db groff-base bash-completion \
-	dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools python3-wheel \
-	lintian rpm rpmlint createrepo-c apt-utils gnupg debian-archive-keyring
+# The Debian packages of each tier of tests. What vmsnap and the tests import is not among them:
+# pip installs what Debian has not installed already.
+UNIT     := python3-venv
+LINT     := $(UNIT) shellcheck
+FS       := $(UNIT) e2fsprogs xfsprogs btrfs-progs util-linux mount fdisk procps qemu-guest-agent
+RELEASE  := dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools \
+	python3-wheel python3-distro python3-sdnotify python3-jsonschema git make \
+	rpm createrepo-c apt-utils gnupg
+PACKAGES := $(FS) $(RELEASE) lintian rpmlint shellcheck systemd man-db
+SHELLS   := $(FS) zsh fish bash-completion man-db groff-base
+IMAGES   := $(FS) mmdebstrap debian-archive-keyring
+SYSTEM   := $(IMAGES) $(RELEASE) systemd-container
+VM       := $(IMAGES) qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu \
+	libvirt-clients
+BENCH    := $(FS) dosfstools
+ALL      := $(sort $(LINT) $(PACKAGES) $(SHELLS) $(SYSTEM) $(VM) $(BENCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench deb rpm repo clean
+.NOTPARALLEL:
+.PHONY: help setup demo test unit fs packages shell system vm lint format bench deb rpm repo clean
 .PHONY: install install-python install-units install-data
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(VENV)/.ready ## install what development needs (Debian packages, a venv)
+# $(call debian,PACKAGES): install what is missing, or say how.
+define debian
+@missing=$$(for package in $(sort $(1)); do \
+    dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; \
+done); \
+[ -z "$$missing" ] || if [ "$$(id -u)" != 0 ]; then \
+    echo "not installed:" $$missing >&2; \
+    echo "run this once as root: apt-get install --no-install-recommends" $$missing >&2; exit 1; \
+else \
+    apt-get update -q && \
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
+fi
+endef
 
-build/.packages: Makefile
-	@mkdir -p build
-	@missing=$$(for p in $(PACKAGES); do \
-	    dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-	if [ -n "$$missing" ]; then \
-	    [ "$$(id -u)" = 0 ] || { echo "not installed:" $$missing "- run this once as root" >&2; exit 1; }; \
-	    apt-get update -q && \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
-	fi
-	@touch $@
+needs-%:
+	$(call debian,$($*))
 
-$(VENV)/.ready: build/.packages requirements-dev.txt setup.py pyproject.toml bin/vmsnap
+$(VENV)/.test: requirements-test.txt | needs-UNIT
 	$(PYTHON) -m venv --system-site-packages $(VENV)
-	$(VENV)/bin/pip install -q -r requirements-dev.txt
-	$(VENV)/bin/pip install -q --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r $<
 	@touch $@
 
-demo: setup ## take an application-consistent snapshot of a busy application, and prove it (root)
+# The program itself, as this checkout has it.
+$(VENV)/bin/vmsnap: setup.py pyproject.toml bin/vmsnap $(VENV)/.test
+	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(VENV)/.lint: requirements-dev.txt $(VENV)/.test
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+setup: needs-ALL $(VENV)/bin/vmsnap $(VENV)/.lint ## install all that development needs
+
+demo: needs-FS $(VENV)/bin/vmsnap ## take an application-consistent snapshot of a busy application, and prove it (root)
 	$(RUN) -m demo
 
-test: setup ## run every test (root); builds the container's image first, once
-	$(RUN) -m tests.system.image
-	$(RUN) -m pytest
+# --- tests: all, or one tier ---
 
-lint: setup ## format, lint, types, Python 3.9 (3.6 for cloud-init), shell scripts
+test: needs-ALL $(VENV)/bin/vmsnap ## run every test (root); builds the images of containers and machines first, once
+	$(RUN) -m tests.system.image
+	$(PYTEST)
+
+unit: $(VENV)/.test ## the tests that anybody can run, in less than a minute
+	$(PYTEST) -q tests/unit
+
+fs: needs-FS $(VENV)/bin/vmsnap ## real filesystems on loop devices (root)
+	$(PYTEST) tests/fs
+
+packages: needs-PACKAGES $(VENV)/bin/vmsnap ## what is in the packages, and what their scripts do (root)
+	$(PYTEST) tests/packages
+
+shell: needs-SHELLS $(VENV)/bin/vmsnap ## completion and manual in real shells (root)
+	$(PYTEST) tests/shell
+
+system: needs-SYSTEM $(VENV)/bin/vmsnap ## containers with systemd (root); builds their images first, once
+	$(RUN) -m tests.system.image containers
+	$(PYTEST) tests/system
+
+vm: needs-VM $(VENV)/bin/vmsnap ## whole virtual machines (root); builds their images first, once
+	$(RUN) -m tests.system.image machines
+	$(PYTEST) tests/vm
+
+lint: needs-LINT $(VENV)/.lint ## format, lint, types, Python 3.9 (3.6 for cloud-init), shell scripts
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -55,22 +102,22 @@ lint: setup ## format, lint, types, Python 3.9 (3.6 for cloud-init), shell scrip
 	shellcheck .ci/run debian/vmsnap.p* debian/tests/freeze-loop \
 	    examples/snapshot/* cloud-init/cloud-init-hook cloud-init/50-vmsnap
 
-format: setup ## rewrite the sources as the formatter wants them
+format: $(VENV)/.lint ## rewrite the sources as the formatter wants them
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: setup ## measure against qemu-ga and fsfreeze (root, about 20 minutes)
+bench: needs-BENCH $(VENV)/bin/vmsnap ## measure against qemu-ga and fsfreeze (root, about 20 minutes)
 	$(RUN) -m bench
 
 # --- packages, below dist/ ---
 
-deb: setup ## build the Debian package
+deb: needs-RELEASE $(VENV)/.test ## build the Debian package
 	$(RUN) -m release deb
 
-rpm: setup ## build the RPM packages, for each distribution in its turn
+rpm: needs-RELEASE $(VENV)/.test ## build the RPM packages, for each distribution in its turn
 	$(RUN) -m release rpm
 
-repo: setup ## make signed apt and dnf repositories of the built packages: KEY=FINGERPRINT [URL=https://...]
+repo: needs-RELEASE $(VENV)/.test ## make signed apt and dnf repositories of the built packages: KEY=FINGERPRINT [URL=https://...]
 	$(RUN) -m release repo --key '$(KEY)' $(if $(URL),--url '$(URL)')
 
 # --- installing: what is the same in every package ---

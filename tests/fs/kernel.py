@@ -13,8 +13,10 @@ from pathlib import Path
 FIFREEZE = 0xC0045877  # linux/fs.h: _IOWR('X', 119, int)
 FITHAW = 0xC0045878  # linux/fs.h: _IOWR('X', 120, int)
 CLONE_NEWNS = 0x00020000  # linux/sched.h
-MS_REC, MS_PRIVATE, MNT_DETACH = 0x4000, 0x40000, 2  # linux/mount.h
+MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 0x1000, 0x4000, 0x40000, 2  # linux/mount.h
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+RCU_EXPEDITED = Path("/sys/kernel/rcu_expedited")
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -65,6 +67,14 @@ def enter_private_namespace() -> None:
     for point, source in reversed(mounts("self")):
         if source.startswith("/dev/loop"):
             libc.umount2(os.fsencode(point), MNT_DETACH)
+
+
+def bind(source: Path, target: Path) -> None:
+    check(libc.mount(os.fsencode(source), os.fsencode(target), None, MS_BIND, None))
+
+
+def unmount(target: Path) -> None:
+    check(libc.umount2(os.fsencode(target), 0))
 
 
 def become_subreaper() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,15 @@ from .faults import kill_all, kill_both
 from .lab import Lab
 from .processes import wait_for_end
 
-RCU = Path("/sys/kernel/rcu_expedited")
+RCU = kernel.RCU_EXPEDITED
+
+
+@pytest.fixture(autouse=True)
+def the_kernels_own(switch: Path) -> Iterator[None]:
+    """The real switch. No other file of tests touches it, and a file stays in one process."""
+    kernel.unmount(RCU)
+    yield
+    kernel.bind(switch, RCU)
 
 
 @pytest.mark.parametrize("ending", ["released", "engine", "guard", "both", "all"])

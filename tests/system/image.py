@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The images that containers start from: a Debian each, in a sparse ext4 file, built once.
 
-    python -m tests.system.image
+    python -m tests.system.image [containers|machines]
 
-builds all that are missing. The filesystem's label is the fingerprint of the recipe that made it,
-so there is no second file that could disagree with it, and a changed recipe builds anew.
+builds those that are missing, two at a time. The filesystem's label is the fingerprint of the
+recipe that made it, so there is no second file that could disagree with it, and a changed recipe
+builds anew.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -172,32 +174,38 @@ VM_DATABASE = replace(
     ),
     masked=(*MASKED, "postgresql.service"),
 )
-RECIPES = (
-    *(BOOKWORM, DEBIAN11, DEBIAN12, DEBIAN13, DNF, CLOUD12, CLOUD13, CLOUD_DNF, VM),
-    *(AGENTS, DATABASES, VM_DATABASE),
-)
+RECIPES = {
+    "containers": (
+        *(BOOKWORM, DEBIAN11, DEBIAN12, DEBIAN13, DNF, CLOUD12, CLOUD13, CLOUD_DNF),
+        *(AGENTS, DATABASES),
+    ),
+    "machines": (VM, VM_DATABASE),
+}
+
+
+FIELDS = "$(LABEL) $(REPO_URI) $(COMPONENT)"  # apt-get(8), indextargets
 
 
 def mirror() -> str:
     """The archive that this machine's apt uses for Debian itself, so that images can be built
     behind any mirror. Raises RuntimeError."""
-    argv = [
-        "apt-get",
-        "indextargets",
-        "--format",
-        "$(REPO_URI) $(COMPONENT)",
-        "Created-By: Packages",
-    ]
+    argv = ["apt-get", "indextargets", "--format", FIELDS, "Created-By: Packages"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     return archive_of(done.stdout)
 
 
 def archive_of(targets: str) -> str:
-    """The first archive that has Debian's main component and is not that of security updates."""
-    for line in targets.splitlines():
-        uri, _, component = line.rpartition(" ")
-        if component == "main" and "security" not in uri:
-            return uri.rstrip("/")
+    """The first archive whose label is Debian's: neither that of security updates nor that of
+    somebody else has it. A label is known after `apt-get update`, and some mirrors change it: then
+    it is the first that has a component of that name and is not that of security updates."""
+    lines = [line.rsplit(" ", 2) for line in targets.splitlines()]
+    archives = [(label, uri.rstrip("/")) for label, uri, component in lines if component == "main"]
+    for label, uri in archives:
+        if label == "Debian":
+            return uri
+    for _, uri in archives:
+        if "security" not in uri:
+            return uri
     raise RuntimeError(
         "found no archive of Debian among the sources of apt, expected one such as "
         "`deb http://MIRROR/debian bookworm main` in /etc/apt/sources.list"
@@ -249,15 +257,28 @@ def build(recipe: Recipe) -> None:
     print(f"built {recipe.path} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
+def proxies() -> dict[str, str]:
+    """Those of this machine's apt, for that of the image."""
+    found = {}
+    for scheme in ("http", "https"):
+        argv = ["apt-config", "dump", "--format", "%v", f"Acquire::{scheme}::Proxy"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.stdout:
+            found[f"{scheme}_proxy"] = done.stdout
+    return found
+
+
 def call(*argv: str | Path) -> None:
     done = subprocess.run(
-        list(map(str, argv)), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+        list(map(str, argv)), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        env={**os.environ, **proxies()},
+    )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{argv[0]} failed: {(done.stderr + done.stdout)[-4000:]}")
 
 
 if __name__ == "__main__":
     with ThreadPoolExecutor(2) as pool:
-        for made in pool.map(ensure, RECIPES):
+        wanted = [recipe for kind in sys.argv[1:] or RECIPES for recipe in RECIPES[kind]]
+        for made in pool.map(ensure, wanted):
             print(made)

@@ -37,17 +37,26 @@ PRESENT = {
 @pytest.mark.parametrize(
     "sources",
     [
-        "http://deb.debian.org/debian/ main",
-        "http://security.debian.org/debian-security/ main\nhttp://deb.debian.org/debian/ main",
-        "http://deb.debian.org/debian/ contrib\nhttp://deb.debian.org/debian/ main\nhttp://b/ main",
+        ["Debian http://deb.debian.org/debian/ main"],
+        ["Debian-Security http://a/updates/ main", "Debian http://deb.debian.org/debian/ main"],
+        [
+            "Debian http://deb.debian.org/debian/ contrib",
+            "Debian http://deb.debian.org/debian/ main",
+        ],
+        ["Docker CE http://docker/ main", "Debian http://deb.debian.org/debian/ main"],
+        # Not yet known, and changed by the mirror.
+        ["$(LABEL) http://a/debian-security/ main", "$(LABEL) http://deb.debian.org/debian/ main"],
+        [". http://a/debian-security/ main", ". http://deb.debian.org/debian/ main", ". b main"],
     ],
 )
-def test_images_are_built_from_the_mirror_that_this_machine_uses(sources: str) -> None:
-    here = sources.replace("deb.debian.org", "mirror.example:8080/pub")
+def test_images_are_built_from_the_mirror_that_this_machine_uses(
+    sources: list[str],
+) -> None:
+    here = "\n".join(sources).replace("deb.debian.org", "mirror.example:8080/pub")
     assert archive_of(here + "\n") == "http://mirror.example:8080/pub/debian"
 
 
-@pytest.mark.parametrize("sources", ["", "http://security.debian.org/debian-security/ main\n"])
+@pytest.mark.parametrize("sources", ["", "Debian-Security http://a/debian-security/ main\n"])
 def test_a_machine_without_a_mirror_is_told_what_is_missing(sources: str) -> None:
     with pytest.raises(RuntimeError, match=r"found no archive .* expected one such as"):
         archive_of(sources)
