@@ -49,7 +49,7 @@ needs-%:
 
 $(VENV)/.test: requirements-test.txt | needs-UNIT
 	$(PYTHON) -m venv --system-site-packages $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r $<
+	$(VENV)/bin/pip install -q --disable-pip-version-check --use-pep517 -r $<
 	@touch $@
 
 # The program itself, as this checkout has it.
@@ -58,7 +58,7 @@ $(VENV)/bin/vmsnap: setup.py pyproject.toml bin/vmsnap $(VENV)/.test
 	@touch $@
 
 $(VENV)/.lint: requirements-dev.txt $(VENV)/.test
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r $<
+	$(VENV)/bin/pip install -q --disable-pip-version-check --use-pep517 -r $<
 	@touch $@
 
 setup: needs-ALL $(VENV)/bin/vmsnap $(VENV)/.lint ## install all that development needs
