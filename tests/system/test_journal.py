@@ -200,6 +200,27 @@ def test_the_error_of_a_filesystem_is_found_by_its_mount_point(
     assert record["VMSNAP_CONSISTENCY"] == "crash"
 
 
+@both_ways
+def test_one_query_finds_a_bad_script_in_the_check_and_in_a_session(
+    container: Container, way: str
+) -> None:
+    app(container, pre="exit 0")
+    container.path("/etc/vmsnap/scripts/db-pre").chmod(0o755)
+    assert container.systemctl("start", "vmsnap-check.service", check=False).returncode == 1
+    result = take(container, way)
+    name = "InsufficientPermissionforPre-Script"
+    checked, session = container.journal(f"VMSNAP_ERROR={name}", "VMSNAP_APP=db")
+    assert session["VMSNAP_SESSION"] == result["session"]
+    fields = [
+        {key: value for key, value in record.items() if key.startswith(("VMSNAP_", "MESSAGE_ID"))}
+        for record in (checked, session)
+    ]
+    del fields[1]["VMSNAP_SESSION"]
+    assert fields[0] == fields[1]
+    assert fields[0]["VMSNAP_SUBJECT"] == "/etc/vmsnap/scripts/db-pre"
+    assert words(checked).splitlines()[0] == words(session)
+
+
 def test_no_two_kinds_of_record_share_their_id() -> None:
     assert len({*KINDS, *EVENTS}) == len(Kind) + len(Event)
 
