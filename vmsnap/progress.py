@@ -55,20 +55,20 @@ class Progress:
         return {**document, "hold_left_seconds": None if left is None else round(left, 3)}
 
 
-def write(run: Path, progress: Progress) -> bool:
+def write(run_dir: Path, progress: Progress) -> bool:
     """False if there is no room for it."""
     try:
-        write_atomically(run / PROGRESS, json.dumps(asdict(progress)).encode(), 0o600)
+        write_atomically(run_dir / PROGRESS, json.dumps(asdict(progress)).encode(), 0o600)
     except OSError:
         return False
     return True
 
 
-def read(run: Path) -> Progress | None:
+def read(run_dir: Path) -> Progress | None:
     """None if there is none, or one that nobody can make sense of. What another version of vmsnap
     knows more or less is left out."""
     try:
-        document = json.loads((run / PROGRESS).read_text(encoding="utf-8"))
+        document = json.loads((run_dir / PROGRESS).read_text(encoding="utf-8"))
         progress = Progress(
             **{f.name: document[f.name] for f in fields(Progress) if f.name in document}
         )
@@ -91,12 +91,12 @@ def read(run: Path) -> Progress | None:
     return replace(progress, apps=tuple(progress.apps), filesystems=tuple(progress.filesystems))
 
 
-def forget(run: Path, session: str) -> None:
+def forget(run_dir: Path, session: str) -> None:
     """Remove the file, unless it is another session's by now."""
-    found = read(run)
+    found = read(run_dir)
     if found and found.session == session:
         with contextlib.suppress(OSError):
-            (run / PROGRESS).unlink()
+            (run_dir / PROGRESS).unlink()
 
 
 def plural(count: int, word: str) -> str:

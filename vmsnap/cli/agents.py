@@ -200,7 +200,7 @@ def hook_command(arguments: argparse.Namespace) -> int:
         arguments.agent,
         arguments.event,
         tuple(arguments.rest),
-        Options(etc=arguments.etc, run=arguments.run, state=arguments.state),
+        Options(etc=arguments.etc, run_dir=arguments.run, state=arguments.state),
         arguments.within,
     )
     done = ending is HookOutcome.DONE

@@ -104,12 +104,12 @@ def check_command(arguments: argparse.Namespace) -> int:
     return OK if ok else FAILED
 
 
-def inspect_filesystems(found: Inspection, plan: Plan, run: Path) -> None:
+def inspect_filesystems(found: Inspection, plan: Plan, run_dir: Path) -> None:
     """Check that everything in the plan could be frozen, by opening it and closing it again."""
     from vmsnap.errors import Kind
     from vmsnap.freeze.filesystem import open_plan
 
-    pinned, failures = open_plan(plan, run)
+    pinned, failures = open_plan(plan, run_dir)
     for filesystem in pinned:
         os.close(filesystem.fd)
     for pattern in plan.idle:
@@ -120,14 +120,14 @@ def inspect_filesystems(found: Inspection, plan: Plan, run: Path) -> None:
         found.error(failure.kind, failure.subject, failure.message)
 
 
-def inspect_remains(found: Inspection, run: Path) -> None:
+def inspect_remains(found: Inspection, run_dir: Path) -> None:
     """Check that no session was killed and left filesystems frozen."""
     from vmsnap.errors import Kind
     from vmsnap.freeze.frozen_list import FROZEN_LIST
     from vmsnap.session.lock import holder
 
-    listed = run / FROZEN_LIST
-    if listed.exists() and not holder(run):
+    listed = run_dir / FROZEN_LIST
+    if listed.exists() and not holder(run_dir):
         message = f"{listed}: found a list of filesystems that a killed session has left frozen"
         found.error(Kind.THAW_FAILED, str(listed), message)
 

@@ -131,7 +131,7 @@ def options_of(arguments: argparse.Namespace, command: tuple[str, ...] = ()) -> 
     return Options(
         command=command,
         etc=arguments.etc,
-        run=arguments.run,
+        run_dir=arguments.run,
         state=arguments.state,
         hold=arguments.hold,
         require=arguments.require,
@@ -155,12 +155,12 @@ def run_command(arguments: argparse.Namespace) -> int:
     if arguments.words == []:
         arguments.parser.error("found no COMMAND after --, expected one")
     options = options_of(arguments, tuple(arguments.words or configured_command(arguments)))
-    lock.prepare(options.run)
+    lock.prepare(options.run_dir)
     session = new_session_id()
-    descriptor = lock.acquire(options.run, session)
+    descriptor = lock.acquire(options.run_dir, session)
     waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     manager = Manager()
-    conclude(options.run, options.state, descriptor, waiter, manager)
+    conclude(options.run_dir, options.state, descriptor, waiter, manager)
     taker, line = CommandTaker(), progress_line()
 
     def show(phase: Phase) -> None:

@@ -70,7 +70,7 @@ class MountOpenError(Exception):
     """A filesystem of the plan could not be opened, or is no longer what was planned."""
 
 
-def open_plan(plan: Plan, run: Path) -> tuple[list[Filesystem], list[Problem]]:
+def open_plan(plan: Plan, run_dir: Path) -> tuple[list[Filesystem], list[Problem]]:
     """Open every filesystem that the plan acts on. The caller closes what it gets.
 
     Nothing may be frozen if there is any failure: a filesystem cannot be opened, a pattern of
@@ -82,7 +82,7 @@ def open_plan(plan: Plan, run: Path) -> tuple[list[Filesystem], list[Problem]]:
     def fail(kind: Kind, subject: str, message: str) -> None:
         failures.append(Problem(kind, message, "freeze", subject))
 
-    run_mount = mount_of(run)
+    run_mount = mount_of(run_dir)
     for entry in plan.acted_on:
         try:
             fd = open_filesystem(entry)
@@ -92,7 +92,7 @@ def open_plan(plan: Plan, run: Path) -> tuple[list[Filesystem], list[Problem]]:
         pinned.append(Filesystem(entry, fd))
         if run_mount in {mount.id for mount in entry.mounts}:
             message = (
-                f"{entry.mount}: found the run directory {run} on it, expected it on a tmpfs, "
+                f"{entry.mount}: found the run directory {run_dir} on it, expected it on a tmpfs, "
                 "since vmsnap cannot write there while it is frozen"
             )
             fail(Kind.FREEZE_FAILED, entry.mount, message)

@@ -45,7 +45,7 @@ class Freezer:
     in."""
 
     def __init__(
-        self, run: Path, session: str, timeout: float, hold: float, waiter: Waiter
+        self, run_dir: Path, session: str, timeout: float, hold: float, waiter: Waiter
     ) -> None:
         self.filesystems: list[Filesystem] = []
         self.held_at: float | None = None
@@ -53,7 +53,7 @@ class Freezer:
         self.cause = ""  # why the guard thawed
         self.lost = ""  # why the guard is no longer counted on
         self.unlocked = 0  # errno, if the guard could not lock its memory
-        self._run, self._session = run, session
+        self._run, self._session = run_dir, session
         self._timeout, self._hold, self._waiter = timeout, hold, waiter
         self._by_fd: dict[int, Filesystem] = {}
         self._said: set[str] = set()

@@ -40,7 +40,7 @@ def read_list(path: Path) -> dict[str, Any]:
 
 
 def thaw_listed(
-    run: Path, tell: Callable[[str], None], forget: bool = True, session: str = ""
+    run_dir: Path, tell: Callable[[str], None], forget: bool = True, session: str = ""
 ) -> bool:
     """Thaw what the list in the run directory says may be frozen.
 
@@ -48,7 +48,7 @@ def thaw_listed(
     still alive. With `session`, the list of another one is left alone. False if anything may stay
     frozen. Raises FileNotFoundError and ListUnreadable.
     """
-    path = run / FROZEN_LIST
+    path = run_dir / FROZEN_LIST
     good = True
     opened: list[tuple[int, int, str]] = []
     listed = read_list(path)
@@ -85,10 +85,10 @@ def thaw_listed(
     return good
 
 
-def thaw_earlier(run: Path, tell: Callable[[str], None]) -> str:
+def thaw_earlier(run_dir: Path, tell: Callable[[str], None]) -> str:
     """Thaw what a session that is over has left frozen. Return in words what may stay so."""
     try:
-        if thaw_listed(run, tell):
+        if thaw_listed(run_dir, tell):
             return ""
     except FileNotFoundError:
         return ""
@@ -96,19 +96,19 @@ def thaw_earlier(run: Path, tell: Callable[[str], None]) -> str:
         return str(e)
     return (
         "what an earlier session had frozen cannot all be thawed; if it is no longer there, remove "
-        f"{run / FROZEN_LIST}"
+        f"{run_dir / FROZEN_LIST}"
     )
 
 
-def thaw_after_death(run: Path, patience: float | None = STEP_PATIENCE) -> None:
+def thaw_after_death(run_dir: Path, patience: float | None = STEP_PATIENCE) -> None:
     """For a process that outlived the engine. The guard thaws then, so wait for its end; only if
     the list is still there after that, thaw in its place. A guard that lives is left alone: it may
     be inside a FIFREEZE, and it knows better than the list what it has frozen. With a `patience` of
     None it is waited for without limit."""
     with contextlib.suppress(OSError, ListUnreadable):
-        listed = read_list(run / FROZEN_LIST)
+        listed = read_list(run_dir / FROZEN_LIST)
         if has_ended(int(listed["guard"]), patience):
-            thaw_listed(run, lambda _: None)
+            thaw_listed(run_dir, lambda _: None)
 
 
 def has_ended(guard: int, patience: float | None) -> bool:

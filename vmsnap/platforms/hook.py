@@ -48,7 +48,7 @@ def call(
     if act is Act.TRY:
         found = checks.inspect(options.etc)
         return (HookOutcome.NOT_READY if found.errors else HookOutcome.DONE), None
-    remembered = options.run / (REMEMBERED + name)
+    remembered = options.run_dir / (REMEMBERED + name)
     if act is Act.BEGIN:
         return begin(agent, options, remembered, rest)
     return end(agent, options, remembered, rest, act is Act.ABANDON)
@@ -69,9 +69,9 @@ def begin(
                 lambda: remember(remembered, session, *rest),
             )
     except Cut:
-        now = client.progress_of(session, options.run)
+        now = client.progress_of(session, options.run_dir)
         if began is None and now and now.hold_ends is not None:  # it has just begun to hold
-            client.abandon(session, options.run)
+            client.abandon(session, options.run_dir)
     except InProgress:
         return HookOutcome.ANOTHER, None
     finally:
@@ -95,7 +95,7 @@ def end(
     session, *arguments = recalled(remembered)
     if not session or tuple(arguments) != rest:
         return HookOutcome.NONE, None
-    run, state = options.run, options.state
+    run, state = options.run_dir, options.state
     now = client.progress_of(session, run)
     holds = now is not None and now.hold_ends is not None
     result = None

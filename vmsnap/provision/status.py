@@ -99,10 +99,10 @@ def recorded(state: Path) -> Provisioning | None:
     return None
 
 
-def failed(state: Path, run: Path) -> Provisioning | None:
+def failed(state: Path, run_dir: Path) -> Provisioning | None:
     """The last one, if it failed. One that is under way has not."""
     last = recorded(state)
-    under_way = (lock.holder(run) or "").startswith(HOLDER)
+    under_way = (lock.holder(run_dir) or "").startswith(HOLDER)
     return last if last and not last.ok and not under_way else None
 
 

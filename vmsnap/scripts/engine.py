@@ -33,7 +33,7 @@ class AppScripts:
         self,
         app: App,
         session: str,
-        run: Path,
+        run_dir: Path,
         grace: float,
         lock: int,
         journal: Journal,
@@ -48,7 +48,7 @@ class AppScripts:
         self._env: dict[str, str] = {}
         self._replaced = False
         self._lock = lock
-        self._runner = Runner(app, session, run, grace, journal, lines)
+        self._runner = Runner(app, session, run_dir, grace, journal, lines)
         if not self._runner.directory.exists():  # it does after an engine was killed
             make_private(self._runner.directory)
         self._link = self._supervise()

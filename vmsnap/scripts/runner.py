@@ -48,10 +48,10 @@ class Runner:
     """The supervisor's side: runs in a fork of the engine, one for each app."""
 
     def __init__(
-        self, app: App, session: str, run: Path, grace: float, journal: Journal, lines: int
+        self, app: App, session: str, run_dir: Path, grace: float, journal: Journal, lines: int
     ) -> None:
-        self.app, self.run, self.grace = app, run, grace
-        self.directory = run / "scripts" / session / app.name
+        self.app, self.run, self.grace = app, run_dir, grace
+        self.directory = run_dir / "scripts" / session / app.name
         self.room = {"pre": lines // 2, "post": lines // 2}  # records of output, over all attempts
         self.journal = Journal({**journal.fields, "VMSNAP_APP": app.name})
         self.environment = {

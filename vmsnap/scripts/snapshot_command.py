@@ -55,7 +55,9 @@ class Stream:
 class Command:
     """The engine's side. `ending` is set once the command has ended."""
 
-    def __init__(self, path: str, argv: Sequence[str], run: Path, grace: float, lock: int) -> None:
+    def __init__(
+        self, path: str, argv: Sequence[str], run_dir: Path, grace: float, lock: int
+    ) -> None:
         self.argv = argv
         self._grace = grace
         self.ending: Ending | None = None
@@ -86,7 +88,7 @@ class Command:
                 supervisor.end_everything(grace)
             supervisor.order()
 
-        self._link: Link = supervise(serve, "vmsnap-command", run, keep=[lock, *writers])
+        self._link: Link = supervise(serve, "vmsnap-command", run_dir, keep=[lock, *writers])
         for fd in writers:
             os.close(fd)
 

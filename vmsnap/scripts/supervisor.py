@@ -73,17 +73,17 @@ def receive(channel: socket.socket) -> dict[str, Any] | None:
 
 
 def supervise(
-    body: Callable[[Supervisor], None], name: str, run: Path, keep: Iterable[int]
+    body: Callable[[Supervisor], None], name: str, run_dir: Path, keep: Iterable[int]
 ) -> Link:
     """Fork a supervisor that runs `body` and keeps the descriptors `keep`. Return our side."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     keep = {0, 1, 2, there.fileno(), *keep}
 
     def serve() -> None:
-        supervisor = Supervisor(there, run)
+        supervisor = Supervisor(there, run_dir)
         body(supervisor)
         if supervisor.alone:  # perhaps the guard is only now out of a FIFREEZE, and dead
-            thaw_after_death(run, None)
+            thaw_after_death(run_dir, None)
 
     pid = fork(serve, name, keep)
     there.close()
@@ -93,12 +93,12 @@ def supervise(
 class Supervisor:
     """Inside the fork: runs programs one after the other and owns everything below itself."""
 
-    def __init__(self, channel: socket.socket, run: Path) -> None:
+    def __init__(self, channel: socket.socket, run_dir: Path) -> None:
         self.channel = channel
         self.alone = False  # the engine is dead
         self.discard: set[int] = set()  # pipes that outlived their program: read, so nobody blocks
         self.thawed_by: float | None = None  # monotonic; see watch_hold
-        self._run_directory = run
+        self._run_directory = run_dir
         self._statuses: dict[int, int] = {}
         self._orders: list[dict[str, Any]] = []
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

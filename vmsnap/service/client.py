@@ -59,7 +59,7 @@ def freeze(
     from vmsnap.service.messages import place, request_of, withdraw  # `vmsnap thaw` must start fast
 
     refuse_without_systemd()
-    run = options.run
+    run = options.run_dir
     lock.prepare(run)
     session = session or new_session_id()
     request = place(run, request_of(options, session))
@@ -90,7 +90,7 @@ def freeze(
     raise Unavailable(f"{UNIT} could not be started: {error}")
 
 
-def thaw(run: Path, state: Path, wanted: str = "", failed: bool = False) -> Result:
+def thaw(run_dir: Path, state: Path, wanted: str = "", failed: bool = False) -> Result:
     """End the session that holds, and return its result; with `failed`, one without a snapshot.
 
     With `wanted`, the beginning of a UUID, no other session is ended, and one that has ended
@@ -98,42 +98,42 @@ def thaw(run: Path, state: Path, wanted: str = "", failed: bool = False) -> Resu
     does not hold; NoSession and Unavailable.
     """
     refuse_without_systemd()
-    now = progress.read(run)
-    holder = lock.holder(run)
+    now = progress.read(run_dir)
+    holder = lock.holder(run_dir)
     if now and now.held and now.session.startswith(wanted):
-        error = end(run, now, FAILED if failed else TAKEN)
-        result = result_of(now.session, run, state)
+        error = end(run_dir, now, FAILED if failed else TAKEN)
+        result = result_of(now.session, run_dir, state)
         if result:
             return result
         reason = error or "its process was killed; see `vmsnap thaw --force`"
         raise Unavailable(f"session {now.session} left no result: {reason}")
-    last = last_result(run, state)
+    last = last_result(run_dir, state)
     if last and wanted and last.session.startswith(wanted):
         return last
     if last and holder and now is None and holder.startswith(last.session):
         return last  # its engine was killed, and its supervisors are not done yet
-    refuse_another(run)
+    refuse_another(run_dir)
     raise NoSession(None if wanted else last)
 
 
-def abandon(session: str, run: Path) -> None:
+def abandon(session: str, run_dir: Path) -> None:
     """Have a session end without a snapshot, be it before it has begun, and do not wait for that.
     Only while nobody else can begin one: what is about to start is ours."""
-    now = progress_of(session, run)
+    now = progress_of(session, run_dir)
     if now is None:
-        holder = lock.holder(run)
+        holder = lock.holder(run_dir)
         if holder is None or holder.startswith(session):
             systemctl("stop", "--no-block", UNIT)
         return
-    confirm(run, session, FAILED)
-    engine = engine_of(run, now)
+    confirm(run_dir, session, FAILED)
+    engine = engine_of(run_dir, now)
     if engine is not None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(engine, signal.SIGTERM)
         os.close(engine)
 
 
-def end(run: Path, now: Progress | None, word: str) -> str:
+def end(run_dir: Path, now: Progress | None, word: str) -> str:
     """End the session in progress and wait until its unit has stopped. Return what systemd
     complained of. `word`: whether its snapshot has been taken.
 
@@ -142,8 +142,8 @@ def end(run: Path, now: Progress | None, word: str) -> str:
     """
     if now is None:
         return systemctl("stop", UNIT)[1]
-    confirm(run, now.session, word)
-    engine = engine_of(run, now)
+    confirm(run_dir, now.session, word)
+    engine = engine_of(run_dir, now)
     try:
         if engine is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -154,10 +154,10 @@ def end(run: Path, now: Progress | None, word: str) -> str:
         ours = systemctl_show("InvocationID") == now.invocation
         return systemctl("stop", UNIT)[1] if ours else ""
     finally:
-        forget(run, now.session)
+        forget(run_dir, now.session)
 
 
-def engine_of(run: Path, now: Progress) -> int | None:
+def engine_of(run_dir: Path, now: Progress) -> int | None:
     """A pidfd of the engine, if it lives and is one."""
     try:
         engine = os.pidfd_open(now.engine)
@@ -165,20 +165,20 @@ def engine_of(run: Path, now: Progress) -> int | None:
         return None
     with contextlib.suppress(OSError):
         command = Path(f"/proc/{now.engine}/cmdline").read_bytes()
-        if b"vmsnap" in command and lock.holder(run) == lock.words(now.session, now.engine):
+        if b"vmsnap" in command and lock.holder(run_dir) == lock.words(now.session, now.engine):
             return engine
     os.close(engine)
     return None
 
 
-def refuse_another(run: Path) -> None:
-    holder = lock.holder(run)
+def refuse_another(run_dir: Path) -> None:
+    holder = lock.holder(run_dir)
     if holder:
         raise InProgress(f"found session {holder} in progress")
 
 
-def progress_of(session: str, run: Path) -> Progress | None:
-    now = progress.read(run)
+def progress_of(session: str, run_dir: Path) -> Progress | None:
+    now = progress.read(run_dir)
     return now if now and now.session == session else None
 
 

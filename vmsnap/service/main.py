@@ -43,7 +43,7 @@ class CallerTaker:
     def take(self, session: Session) -> bool:
         """Hold until the unit is stopped, and thaw."""
         hold = session.begin_hold()
-        run = session.options.run
+        run = session.options.run_dir
         if not session.publish(Phase.SNAPSHOT):
             message = f"found no room in {run}, by which `vmsnap thaw` finds the session"
             session.record.fail(Problem(Kind.SNAPSHOT_FAILED, message, Phase.SNAPSHOT))
@@ -66,7 +66,7 @@ class CallerTaker:
         return not doubt
 
     def dismiss(self, session: Session) -> None:
-        forget(session.options.run, session.id)
+        forget(session.options.run_dir, session.id)
 
     def result(self) -> SnapshotResult | None:
         return None
@@ -91,19 +91,19 @@ def doubts(confirmed: str, signalled: str) -> str:
     return "the hold was ended without a word that the snapshot has been taken"
 
 
-def serve(run: Path) -> Result:
+def serve(run_dir: Path) -> Result:
     """The unit's main process: take one session to its end.
 
     Raises request.Unanswerable, lock.InProgress and lock.RunDirectoryUnusable.
     """
-    lock.prepare(run)
-    request = take(run)
+    lock.prepare(run_dir)
+    request = take(run_dir)
     session = request.session if request else new_session_id()
-    options = request.options(run) if request else Options(run=run)
-    descriptor = lock.acquire(run, session)
+    options = request.options(run_dir) if request else Options(run_dir=run_dir)
+    descriptor = lock.acquire(run_dir, session)
     waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     manager = Manager()
-    conclude(options.run, options.state, descriptor, waiter, manager)
+    conclude(options.run_dir, options.state, descriptor, waiter, manager)
     holding = Session(options, descriptor, waiter, CallerTaker(manager), session=session)
     manager.follow(holding)
     result = holding.take()

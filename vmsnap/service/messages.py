@@ -49,10 +49,10 @@ class Request:
     exclude: tuple[str, ...]
     fsfreeze: bool
 
-    def options(self, run: Path) -> Options:
+    def options(self, run_dir: Path) -> Options:
         return Options(
             etc=Path(self.etc),
-            run=run,
+            run_dir=run_dir,
             state=Path(self.state),
             hold=self.hold,
             require=None if self.require is None else Level(self.require),
@@ -75,10 +75,10 @@ def request_of(options: Options, session: str) -> Request:
     )
 
 
-def place(run: Path, request: Request) -> int:
+def place(run_dir: Path, request: Request) -> int:
     """The caller's side. Return the descriptor that keeps the request valid, until withdraw().
     Raises InProgress if another caller is waiting, and RunDirectoryUnusable."""
-    fd = open_locked(run)
+    fd = open_locked(run_dir)
     if fd is None:
         raise InProgress("found another `vmsnap freeze` that waits for its session to begin")
     try:
@@ -86,7 +86,7 @@ def place(run: Path, request: Request) -> int:
         os.pwrite(fd, json.dumps(asdict(request)).encode(), 0)
     except OSError as e:
         os.close(fd)
-        raise RunDirectoryUnusable(f"{run / REQUEST}: {e.strerror}") from None
+        raise RunDirectoryUnusable(f"{run_dir / REQUEST}: {e.strerror}") from None
     return fd
 
 
@@ -95,13 +95,13 @@ def withdraw(fd: int) -> None:
     os.close(fd)
 
 
-def take(run: Path) -> Request | None:
+def take(run_dir: Path) -> Request | None:
     """The unit's side: the request of a caller that waits; None if nobody asked for anything in
     particular. Raises Unanswerable. The file is empty afterwards."""
-    fd = open_locked(run)
+    fd = open_locked(run_dir)
     abandoned = fd is not None
     if fd is None:
-        fd = os.open(run / REQUEST, os.O_RDWR | os.O_NOFOLLOW)
+        fd = os.open(run_dir / REQUEST, os.O_RDWR | os.O_NOFOLLOW)
     try:
         text = os.pread(fd, 1 << 20, 0)
         os.ftruncate(fd, 0)
@@ -111,7 +111,7 @@ def take(run: Path) -> Request | None:
             raise Unanswerable("found a request whose `vmsnap freeze` is gone; it was cleared away")
         fields: dict[str, Any] = json.loads(text)
         request = Request(**fields)
-        request.options(run)
+        request.options(run_dir)
         return request
     except (ValueError, TypeError, RecursionError) as e:
         raise Unanswerable(f"found a request that cannot be read: {e}") from None
@@ -119,9 +119,9 @@ def take(run: Path) -> Request | None:
         os.close(fd)
 
 
-def open_locked(run: Path) -> int | None:
+def open_locked(run_dir: Path) -> int | None:
     """None if somebody else has the lock."""
-    fd = os.open(run / REQUEST, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    fd = os.open(run_dir / REQUEST, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -133,29 +133,29 @@ def open_locked(run: Path) -> int | None:
 # --- the confirmation -----------------------------------------------------------------------------
 
 
-def confirm(run: Path, session: str, word: str) -> None:
+def confirm(run_dir: Path, session: str, word: str) -> None:
     """Before the engine is told to thaw: whether the snapshot has been taken."""
     with contextlib.suppress(OSError):  # a full tmpfs: then the session fails, which is said
         os.close(
             os.open(
-                confirmation_path(run, session, word),
+                confirmation_path(run_dir, session, word),
                 os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW,
                 0o600,
             )
         )
 
 
-def confirmation(run: Path, session: str) -> str:
+def confirmation(run_dir: Path, session: str) -> str:
     """TAKEN, FAILED or "" without one. If there are both it was not taken."""
-    words = (word for word in (FAILED, TAKEN) if confirmation_path(run, session, word).exists())
+    words = (word for word in (FAILED, TAKEN) if confirmation_path(run_dir, session, word).exists())
     return next(words, "")
 
 
-def forget(run: Path, session: str) -> None:
+def forget(run_dir: Path, session: str) -> None:
     for word in (TAKEN, FAILED):
         with contextlib.suppress(OSError):
-            confirmation_path(run, session, word).unlink()
+            confirmation_path(run_dir, session, word).unlink()
 
 
-def confirmation_path(run: Path, session: str, word: str) -> Path:
-    return run / f"{word}-{session}"
+def confirmation_path(run_dir: Path, session: str, word: str) -> Path:
+    return run_dir / f"{word}-{session}"

@@ -86,7 +86,7 @@ def tell_end(journal: Journal, result: Result) -> None:
     )
 
 
-def keep(result: Result, run: Path, state: Path, waiter: Waiter, lock: int) -> str:
+def keep(result: Result, run_dir: Path, state: Path, waiter: Waiter, lock: int) -> str:
     """Write the result to the run directory, and for after the next boot to the state directory;
     return what was wrong, in words."""
     document = json.dumps(result.to_json()).encode() + b"\n"
@@ -96,9 +96,9 @@ def keep(result: Result, run: Path, state: Path, waiter: Waiter, lock: int) -> s
         write_atomically(state / LAST, document, 0o600)
 
     try:
-        write_atomically(run / LAST, document, 0o600)
+        write_atomically(run_dir / LAST, document, 0o600)
     except OSError:  # a full tmpfs: the older result there would hide the one below
         with contextlib.suppress(OSError):
-            (run / LAST).unlink()
+            (run_dir / LAST).unlink()
     error = written_in_child(write, "vmsnap-result", waiter, lock)
     return error and f"cannot write the result to {state}: {error}"

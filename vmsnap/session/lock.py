@@ -26,26 +26,26 @@ class RunDirectoryUnusable(Exception):
     """The run directory cannot be made, or others than root can write to it."""
 
 
-def prepare(run: Path) -> None:
+def prepare(run_dir: Path) -> None:
     """Make sure that the run directory exists and is root's alone."""
     try:
-        run.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = run.stat()
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = run_dir.stat()
     except OSError as e:
-        raise RunDirectoryUnusable(f"{run}: {e.strerror}") from None
+        raise RunDirectoryUnusable(f"{run_dir}: {e.strerror}") from None
     if status.st_uid != 0 or status.st_mode & 0o022:
         raise RunDirectoryUnusable(
-            f"{run}: found owner uid {status.st_uid} and mode {status.st_mode & 0o7777:04o}, "
+            f"{run_dir}: found owner uid {status.st_uid} and mode {status.st_mode & 0o7777:04o}, "
             "expected owner root and mode 0700"
         )
 
 
-def acquire(run: Path, session: str) -> int:
+def acquire(run_dir: Path, session: str) -> int:
     """Take the lock and return its descriptor; closing it gives it back. Raises InProgress."""
     try:
-        fd = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        fd = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError as e:
-        raise RunDirectoryUnusable(f"{run / LOCK}: {e.strerror}") from None
+        raise RunDirectoryUnusable(f"{run_dir / LOCK}: {e.strerror}") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -59,13 +59,13 @@ def acquire(run: Path, session: str) -> int:
 
 
 @contextlib.contextmanager
-def held(run: Path, whose: str, patience: float) -> Iterator[int]:
+def held(run_dir: Path, whose: str, patience: float) -> Iterator[int]:
     """For work that no session may run into; one in progress may end within `patience` seconds.
     What is yielded is the lock. Raises as prepare and acquire do."""
-    prepare(run)
+    prepare(run_dir)
     with contextlib.suppress(OSError, InProgress):
-        await_end(run, patience)
-    fd = acquire(run, whose)
+        await_end(run_dir, patience)
+    fd = acquire(run_dir, whose)
     try:
         yield fd
     finally:
@@ -74,7 +74,7 @@ def held(run: Path, whose: str, patience: float) -> Iterator[int]:
         os.close(fd)
 
 
-def await_end(run: Path, patience: float) -> None:
+def await_end(run_dir: Path, patience: float) -> None:
     """Wait until nobody has the lock. Raises InProgress, and OSError if nobody ever had it."""
 
     def give_up(*_: object) -> NoReturn:
@@ -83,7 +83,7 @@ def await_end(run: Path, patience: float) -> None:
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, patience, 1.0)  # again, should it come just before flock
     try:
-        with open(run / LOCK, "rb") as file:
+        with open(run_dir / LOCK, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -94,9 +94,9 @@ def words(session: str, process: int) -> str:
     return f"{session} of process {process}"
 
 
-def holder(run: Path) -> str | None:
+def holder(run_dir: Path) -> str | None:
     """Who holds the lock, in words; None if nobody does. Never takes it, be it for an instant."""
-    path = run / LOCK
+    path = run_dir / LOCK
     try:
         status = path.stat()
         found = path.read_text(encoding="ascii", errors="replace").strip()

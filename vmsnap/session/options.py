@@ -15,7 +15,7 @@ class Options:
 
     command: tuple[str, ...] = ()
     etc: Path = Path("/etc")
-    run: Path = Path("/run/vmsnap")
+    run_dir: Path = Path("/run/vmsnap")
     state: Path = Path("/var/lib/vmsnap")
     hold: float | None = None
     require: Level | None = None

@@ -54,10 +54,10 @@ class NoTaker:
 
 
 def end_lost(
-    lost: Progress, run: Path, state: Path, lock: int, waiter: Waiter, manager: Manager | None
+    lost: Progress, run_dir: Path, state: Path, lock: int, waiter: Waiter, manager: Manager | None
 ) -> Result:
     """Do what is left of a session: pending post-scripts, and a result."""
-    options = Options(etc=Path(lost.etc), run=run, state=state)
+    options = Options(etc=Path(lost.etc), run_dir=run_dir, state=state)
     session = Session(options, lock, waiter, NoTaker(), session=lost.session)
     session.required = Level[lost.required.upper()]
     session.started = datetime.datetime.fromisoformat(lost.started)
@@ -67,7 +67,7 @@ def end_lost(
     session.record.fail(Problem(Kind.ENGINE_LOST, message, lost.phase))
     session.found = checks.inspect(options.etc)
     if lock >= 0 or not supervised():  # only then is what is pending certain
-        pending = run / "scripts" / session.id
+        pending = run_dir / "scripts" / session.id
         session.supervise([x for x in session.found.runnable if (pending / x.name).exists()])
     if session.scripts:
         for scripts in session.scripts:
@@ -93,33 +93,33 @@ def known_of(lost: Progress, session: Session, result: Result) -> Result:
 
 
 def conclude(
-    run: Path, state: Path, lock: int, waiter: Waiter, manager: Manager | None = None
+    run_dir: Path, state: Path, lock: int, waiter: Waiter, manager: Manager | None = None
 ) -> Result | None:
     """With the lock in hand: end a session whose engine, guard and supervisors were all killed.
     Return its result, None if there is no such session."""
-    if (run / FROZEN_LIST).exists():
-        thaw_left(run, waiter)
-    lost = progress.read(run)
-    return end_lost(lost, run, state, lock, waiter, manager) if lost else None
+    if (run_dir / FROZEN_LIST).exists():
+        thaw_left(run_dir, waiter)
+    lost = progress.read(run_dir)
+    return end_lost(lost, run_dir, state, lock, waiter, manager) if lost else None
 
 
-def stopped(run: Path, state: Path) -> bool:
+def stopped(run_dir: Path, state: Path) -> bool:
     """ExecStopPost=: the unit's main process has ended. False if anything may stay frozen."""
     invocation = os.environ["INVOCATION_ID"]
     waiter = Waiter(())
-    good = thaw_left(run, waiter, invocation)
-    lost = progress.read(run)
+    good = thaw_left(run_dir, waiter, invocation)
+    lost = progress.read(run_dir)
     if lost and lost.invocation == invocation:
         try:
-            descriptor = lock.acquire(run, lost.session)
+            descriptor = lock.acquire(run_dir, lost.session)
         except (lock.InProgress, lock.RunDirectoryUnusable):
             # Supervisors are at work, the guard is still inside a freeze, or a new session has
             # begun, which then does all this.
-            if not (lock.holder(run) or lost.session).startswith(lost.session):
+            if not (lock.holder(run_dir) or lost.session).startswith(lost.session):
                 return good
             descriptor = -1
         manager = Manager()
-        result = end_lost(lost, run, state, descriptor, waiter, manager)
+        result = end_lost(lost, run_dir, state, descriptor, waiter, manager)
         manager.tell(f"STATUS={verdict(result)}")
     return good
 
@@ -141,7 +141,7 @@ def patience(listed: dict[str, Any]) -> float:
     return STEP_PATIENCE * (1 + len({item["step"] for item in listed["filesystems"]}))
 
 
-def thaw_left(run: Path, waiter: Waiter, invocation: str | None = None) -> bool:
+def thaw_left(run_dir: Path, waiter: Waiter, invocation: str | None = None) -> bool:
     """Thaw what the list in the run directory says may be frozen, unless the list is from another
     `invocation` of a unit (systemd.exec(5), INVOCATION_ID). False if anything may stay frozen.
 
@@ -153,7 +153,7 @@ def thaw_left(run: Path, waiter: Waiter, invocation: str | None = None) -> bool:
         journal.send(words, Event.NOTE.value, Priority.WARNING, VMSNAP_PHASE="thaw")
 
     try:
-        listed = read_list(run / FROZEN_LIST)
+        listed = read_list(run_dir / FROZEN_LIST)
     except FileNotFoundError:
         return True
     except ListUnreadable as e:
@@ -169,21 +169,21 @@ def thaw_left(run: Path, waiter: Waiter, invocation: str | None = None) -> bool:
 
     def thaw(told: int) -> None:
         with contextlib.suppress(FileNotFoundError, ListUnreadable):
-            os.write(told, b"+" if thaw_listed(run, tell, session=session) else b"-")
+            os.write(told, b"+" if thaw_listed(run_dir, tell, session=session) else b"-")
 
     said = in_child(thaw, "vmsnap-thaw", (), waiter, patience(listed))
     if said is None:
         tell("a filesystem is still inside a freeze; it is thawed as soon as the kernel lets us")
     # Nothing is said by a child that found no list any more, or that was killed.
-    return said == b"+" or (said == b"" and not (run / FROZEN_LIST).exists())
+    return said == b"+" or (said == b"" and not (run_dir / FROZEN_LIST).exists())
 
 
-def thaw_by_force(run: Path, forget: bool) -> tuple[bool, list[str]]:
+def thaw_by_force(run_dir: Path, forget: bool) -> tuple[bool, list[str]]:
     """Thaw what the list says may be frozen, whoever's it is, and `forget` the list. Return whether
     nothing stays frozen, and what there is to say. In a child, as above."""
-    nothing = True, [f"nothing to thaw: {run} holds no list of frozen filesystems"]
+    nothing = True, [f"nothing to thaw: {run_dir} holds no list of frozen filesystems"]
     try:
-        listed = read_list(run / FROZEN_LIST)
+        listed = read_list(run_dir / FROZEN_LIST)
     except FileNotFoundError:
         return nothing
     except ListUnreadable as e:
@@ -192,7 +192,7 @@ def thaw_by_force(run: Path, forget: bool) -> tuple[bool, list[str]]:
     def thaw(told: int) -> None:
         words: list[str] = []
         with contextlib.suppress(FileNotFoundError, ListUnreadable):
-            good = thaw_listed(run, words.append, forget=forget)
+            good = thaw_listed(run_dir, words.append, forget=forget)
             os.write(told, json.dumps([good, words]).encode())
         os.close(told)  # a thread of ours may be inside the kernel for as long as it likes
 
@@ -207,5 +207,5 @@ def thaw_by_force(run: Path, forget: bool) -> tuple[bool, list[str]]:
         return good, words
     words = []  # the child was killed: better to hang than to leave something frozen
     with contextlib.suppress(FileNotFoundError):
-        return thaw_listed(run, words.append, forget=forget), words
+        return thaw_listed(run_dir, words.append, forget=forget), words
     return nothing

@@ -32,7 +32,7 @@ class CommandTaker:
             session.record.fail(problem)
             return
         grace = session.found.settings.kill_grace
-        self.command = Command(path, argv, session.options.run, grace, session.lock)
+        self.command = Command(path, argv, session.options.run_dir, grace, session.lock)
 
     def take(self, session: Session) -> bool:
         """Run the command, and thaw as soon as it has ended."""

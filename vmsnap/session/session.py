@@ -91,7 +91,7 @@ class Session:
         self.freezer: Freezer | None = None
         self.hold: Hold | None = None
         self.required = Level.CRASH
-        self.temporary = options.run / "tmp" / self.id
+        self.temporary = options.run_dir / "tmp" / self.id
         self.taken = False
 
     def take(self) -> Result:
@@ -162,11 +162,11 @@ class Session:
     def recover(self) -> None:
         """Clean up after a session that was killed, so far as recovery.py could not. We hold the
         lock, so nobody else is about to."""
-        left = thaw_earlier(self.options.run, self.record.note)
+        left = thaw_earlier(self.options.run_dir, self.record.note)
         if left:
             self.record.fail(Problem(Kind.THAW_FAILED, left, Phase.CHECK))
-        remove_tree(self.options.run / "scripts")
-        remove_tree(self.options.run / "tmp")
+        remove_tree(self.options.run_dir / "scripts")
+        remove_tree(self.options.run_dir / "tmp")
         make_private(self.temporary)
 
     def pre(self) -> None:
@@ -183,7 +183,7 @@ class Session:
                     AppScripts(
                         app,
                         self.id,
-                        self.options.run,
+                        self.options.run_dir,
                         grace,
                         self.lock,
                         self.journal,
@@ -213,7 +213,7 @@ class Session:
         for pattern in plan.idle:
             self.record.note(f"{pattern}: nothing is mounted there to be excluded")
         self.freezer = freezer = Freezer(
-            self.options.run, self.id, settings.freeze_timeout, self.hold_seconds, self.waiter
+            self.options.run_dir, self.id, settings.freeze_timeout, self.hold_seconds, self.waiter
         )
         try:
             if self.record.fail(*freezer.open(plan)) or self.record.fail(*freezer.start(self.lock)):
@@ -279,13 +279,13 @@ class Session:
             self.temporary.parent.rmdir()
         result = known(self.result())
         for trouble in (
-            keep(result, self.options.run, self.options.state, self.waiter, self.lock),
+            keep(result, self.options.run_dir, self.options.state, self.waiter, self.lock),
             write_metrics(result, self.found.settings.textfile, self.waiter, self.lock),
         ):
             if trouble:
                 self.record.note(trouble)
         tell_end(self.journal, result)
-        progress.forget(self.options.run, self.id)
+        progress.forget(self.options.run_dir, self.id)
         return result
 
     # --- scripts -------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ class Session:
         freezer = self.freezer
         frozen = freezer.filesystems if freezer and freezer.holding else ()
         return progress.write(
-            self.options.run,
+            self.options.run_dir,
             Progress(
                 session=self.id,
                 phase=phase.value,

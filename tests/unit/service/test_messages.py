@@ -86,7 +86,7 @@ def test_every_option_survives_the_trip(options: Options) -> None:
         answer = take(run)
         withdraw(fd)
     assert answer is not None
-    assert (answer.session, answer.options(options.run)) == (SESSION, options)
+    assert (answer.session, answer.options(options.run_dir)) == (SESSION, options)
 
 
 def test_only_the_command_does_not_travel_since_whoever_calls_takes_the_snapshot() -> None:
@@ -99,7 +99,7 @@ def test_the_run_directory_is_that_of_the_unit_and_not_the_callers(tmp_path: Pat
     answer = take(tmp_path)
     withdraw(fd)
     assert answer is not None
-    assert answer.options(Path("/run/of/the/unit")).run == Path("/run/of/the/unit")
+    assert answer.options(Path("/run/of/the/unit")).run_dir == Path("/run/of/the/unit")
 
 
 def test_a_shorter_request_leaves_nothing_of_a_longer_one(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_shorter_request_leaves_nothing_of_a_longer_one(tmp_path: Path) -> Non
         answer = take(tmp_path)
         os.close(fd)
         assert answer is not None
-        assert answer.options(options.run) == options
+        assert answer.options(options.run_dir) == options
 
 
 # --- who counts --------------------------------------------------------------------------------
