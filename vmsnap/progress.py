@@ -91,7 +91,7 @@ def read(run_dir: Path) -> Progress | None:
     return replace(progress, apps=tuple(progress.apps), filesystems=tuple(progress.filesystems))
 
 
-def forget(run_dir: Path, session: str) -> None:
+def remove(run_dir: Path, session: str) -> None:
     """Remove the file, unless it is another session's by now."""
     found = read(run_dir)
     if found and found.session == session:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnap.progress import PROGRESS, Progress, forget, read, write
+from vmsnap.progress import PROGRESS, Progress, read, remove, write
 
 TEXT = st.text(max_size=10)
 NAMES = st.lists(TEXT, max_size=3).map(tuple)
@@ -134,21 +134,21 @@ def test_while_nothing_is_held_the_document_says_so() -> None:
 
 def test_a_session_forgets_its_own_progress(tmp_path: Path) -> None:
     write(tmp_path, HELD)
-    forget(tmp_path, HELD.session)
+    remove(tmp_path, HELD.session)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("session", ["", "0b6f5a0e", HELD.session.upper()])
 def test_a_session_does_not_forget_that_of_another(tmp_path: Path, session: str) -> None:
     write(tmp_path, HELD)
-    forget(tmp_path, session)
+    remove(tmp_path, session)
     assert read(tmp_path) == HELD
 
 
 def test_forgetting_twice_is_fine(tmp_path: Path) -> None:
     write(tmp_path, HELD)
-    forget(tmp_path, HELD.session)
-    forget(tmp_path, HELD.session)
+    remove(tmp_path, HELD.session)
+    remove(tmp_path, HELD.session)
     assert read(tmp_path) is None
 
 
@@ -202,7 +202,7 @@ def test_what_another_version_knows_more_or_less_is_left_out(tmp_path: Path) -> 
 def test_a_directory_in_the_place_of_the_file_is_no_progress(tmp_path: Path) -> None:
     (tmp_path / PROGRESS).mkdir()
     assert read(tmp_path) is None
-    forget(tmp_path, HELD.session)
+    remove(tmp_path, HELD.session)
 
 
 def test_the_clock_is_the_one_that_the_engine_holds_by() -> None:

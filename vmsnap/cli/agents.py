@@ -125,7 +125,7 @@ def integrate_command(arguments: argparse.Namespace) -> int:
                 still = f" ({agent} is still connected)" if arguments.remove else ""
                 wrong.append(f"{e}{still}")
     if done and not arguments.dry_run:
-        agent_service.have_it_checked()
+        agent_service.recheck()
     found = unsound(arguments, agents)
     with whoever_reads():
         if arguments.json:

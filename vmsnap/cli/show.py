@@ -100,7 +100,7 @@ def check_command(arguments: argparse.Namespace) -> int:
         print(f"apps that would run: {names}")
         print(f"filesystems that would be frozen: {len(plan.acted_on)} (`vmsnap plan`)")
         print(paint(IN_ORDER, "success") if ok else paint("not in order", "failed"))
-    Manager().tell(f"STATUS={IN_ORDER if ok else problem_line(found.errors[0])}")
+    Manager().notify(f"STATUS={IN_ORDER if ok else problem_line(found.errors[0])}")
     return OK if ok else FAILED
 
 

@@ -169,7 +169,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     taking = Session(options, descriptor, waiter, taker, show, session)
     manager.follow(taking)
     result = taking.take()
-    manager.tell(f"STATUS={verdict(result)}")
+    manager.notify(f"STATUS={verdict(result)}")
     with whoever_reads():
         if taker.command:
             taker.command.pass_on(to_stderr=arguments.json)
@@ -300,7 +300,7 @@ def force_thaw(arguments: argparse.Namespace) -> int:
     holder = lock.holder(arguments.run)
     if holder:
         told.append(f"session {holder} is in progress; what it has frozen is thawed all the same")
-    good, words = thaw_by_force(arguments.run, forget=not holder)
+    good, words = thaw_by_force(arguments.run, remove=not holder)
     told += words
     if arguments.run.exists():
         with contextlib.suppress(lock.InProgress):  # its supervisors run the post-scripts

@@ -40,11 +40,11 @@ def read_list(path: Path) -> dict[str, Any]:
 
 
 def thaw_listed(
-    run_dir: Path, tell: Callable[[str], None], forget: bool = True, session: str = ""
+    run_dir: Path, report: Callable[[str], None], remove: bool = True, session: str = ""
 ) -> bool:
     """Thaw what the list in the run directory says may be frozen.
 
-    If all of it is thawed, `forget` the list, which is right unless the session it belongs to is
+    If all of it is thawed, `remove` the list, which is right unless the session it belongs to is
     still alive. With `session`, the list of another one is left alone. False if anything may stay
     frozen. Raises FileNotFoundError and ListUnreadable.
     """
@@ -59,36 +59,36 @@ def thaw_listed(
         try:
             fd = os.open(mount, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as e:
-            tell(f"{mount}: {e.strerror}")
+            report(f"{mount}: {e.strerror}")
             good = False
             continue
         if os.fstat(fd).st_dev == item["st_dev"]:
             opened.append((item["step"], fd, mount))
         else:
-            tell(f"{mount}: something else is mounted there now; left alone")
+            report(f"{mount}: something else is mounted there now; left alone")
             good = False
             os.close(fd)
     for mount, error in thaw_all(opened):
         if error == errno.EINVAL:
-            tell(f"{mount}: was not frozen")
+            report(f"{mount}: was not frozen")
         elif error == errno.ETIMEDOUT:
-            tell(f"{mount}: still inside a freeze; it is thawed as soon as that ends")
+            report(f"{mount}: still inside a freeze; it is thawed as soon as that ends")
             good = False
         else:
-            tell(f"{mount}: {os.strerror(error) if error else 'thawed'}")
+            report(f"{mount}: {os.strerror(error) if error else 'thawed'}")
             good = good and not error
     for _, fd, _ in opened:
         os.close(fd)
     restore_rcu(listed["rcu_expedited"])
-    if good and forget:
+    if good and remove:
         path.unlink(missing_ok=True)
     return good
 
 
-def thaw_earlier(run_dir: Path, tell: Callable[[str], None]) -> str:
+def thaw_earlier(run_dir: Path, report: Callable[[str], None]) -> str:
     """Thaw what a session that is over has left frozen. Return in words what may stay so."""
     try:
-        if thaw_listed(run_dir, tell):
+        if thaw_listed(run_dir, report):
             return ""
     except FileNotFoundError:
         return ""

@@ -300,13 +300,13 @@ class Guard:
         # once, but "done" ends the session, after which nothing may become frozen: so wait for it.
         everything = functools.partial(settled, self.filesystems)
         self.wait(everything, time.monotonic() + THAW_PATIENCE, interruptible=False)
-        self.forget()
+        self.remove_list()
         send("done")
         for filesystem in self.filesystems:
             filesystem.thread.join()
-        self.forget()
+        self.remove_list()
 
-    def forget(self) -> None:
+    def remove_list(self) -> None:
         """Remove the list, but only if nothing in it is or may yet be frozen."""
         if settled(self.filesystems) and not any(f.unthawed for f in self.filesystems):
             with contextlib.suppress(OSError):

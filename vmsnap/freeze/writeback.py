@@ -42,7 +42,7 @@ class OpenFile:
     size: int
 
 
-def flush_gently(devices: Collection[int], waiter: Waiter) -> None:
+def write_back_open_files(devices: Collection[int], waiter: Waiter) -> None:
     """Write out the open files on these devices (st_dev), for a few seconds at most.
 
     In a child, which may hang on a broken disk or a dead server without harm to us.

@@ -63,19 +63,19 @@ class Journal:
         self._path = path
         self._socket: socket.socket | None = None
         self._pid = 0
-        self._held: list[tuple[Priority, bytes, str]] | None = None
+        self._buffered: list[tuple[Priority, bytes, str]] | None = None
         self._dropped = 0
         self._stuck = False
         self._phase: dict[str, str] = {}
 
-    def hold(self) -> None:
+    def buffer(self) -> None:
         """Keep records in memory from now on."""
-        self._held = self._held or []
+        self._buffered = self._buffered or []
 
     def release(self) -> None:
-        """Send what was held back, and stop holding back."""
-        held, self._held = self._held or [], None
-        for record in held:
+        """Send what was buffered, and stop buffering."""
+        buffered, self._buffered = self._buffered or [], None
+        for record in buffered:
             self._send(*record)
 
     def send(
@@ -96,15 +96,15 @@ class Journal:
             **fields,
         }
         encoded = b"".join(encode(key, value) for key, value in record.items())
-        if self._held is not None:
-            self._held.append((priority, encoded, message))
+        if self._buffered is not None:
+            self._buffered.append((priority, encoded, message))
         else:
             self._send(priority, encoded, message)
 
     def decided(self, message: str) -> None:
         """For `vmsnap --debug` alone, and like a record not while anything is frozen."""
-        if self._held is not None:
-            self._held.append((Priority.INFO, b"", message))
+        if self._buffered is not None:
+            self._buffered.append((Priority.INFO, b"", message))
         elif Journal.debug:
             self._print("debug: ", message)
 

@@ -24,7 +24,7 @@ def relabel(connection: Connection) -> None:
             output_of(["restorecon", "-F", *(str(file.path) for file in connection.files)])
 
 
-def await_hooks(unit: str) -> None:
+def wait_for_hooks(unit: str) -> None:
     """Wait until what the agent has called has ended: it may not be ours alone, and the agent has
     yet to tell its host."""
     shown = output_of(["systemctl", "show", "--value", "--property=MainPID", unit])[1].strip()
@@ -69,13 +69,13 @@ def restart(connection: Connection, wait: bool, changed: bool, start: bool = Fal
     for unit in connection.units:
         runs = output_of(["systemctl", "is-active", "--quiet", unit])[0] == 0
         if (runs and (changed or outdated(connection, unit))) or (start and not runs):
-            await_hooks(unit)
+            wait_for_hooks(unit)
             words = ["restart", *([] if wait else ["--no-block"]), unit]
             restarted += [unit] if output_of(["systemctl", *words])[0] == 0 else []
     return ", ".join(restarted)
 
 
-def have_it_checked() -> None:
+def recheck() -> None:
     """A verdict of vmsnap-check.service that is not true any more is not left there."""
     with contextlib.suppress(OSError):
         if output_of(["systemctl", "is-failed", "--quiet", CHECK])[0] == 0:

@@ -71,9 +71,9 @@ class AppScripts:
     def stop(self) -> None:
         self._link.send(stop=True)
 
-    def hear(self) -> ScriptRun | int | None:
+    def receive(self) -> ScriptRun | int | None:
         """The script's result, or the number of the attempt that has begun."""
-        message = self._link.hear()
+        message = self._link.receive()
         if message is None:
             if self._phase == "post" and self._attempts == 0 and not self._replaced:
                 self._replaced = True  # once: it must run, even if the supervisor was killed
@@ -126,7 +126,7 @@ def run_scripts(
         deadline = min(scripts.deadline(phase) for scripts in running)
         ready = waiter.wait([scripts.fileno() for scripts in running], deadline)
         for scripts in tuple(running):
-            heard = scripts.hear() if scripts.fileno() in ready else None
+            heard = scripts.receive() if scripts.fileno() in ready else None
             if heard is None and time.monotonic() > scripts.deadline(phase):
                 heard = scripts.lost("its supervisor does not answer")
             if isinstance(heard, ScriptRun):

@@ -31,15 +31,15 @@ class ScriptRun:
     signal: int | None
     seconds: float
     timed_out: bool
-    words: str = ""
+    reason: str = ""
     tail: str = ""
 
     @property
     def ok(self) -> bool:
-        return self.exit == 0 and not self.words
+        return self.exit == 0 and not self.reason
 
     def message(self, phase: str, name: str) -> str:
-        message = f"the {phase}-script of {name} {self.words}, in attempt {self.attempts}"
+        message = f"the {phase}-script of {name} {self.reason}, in attempt {self.attempts}"
         tail = self.tail.strip()
         return f"{message}; its last output: {tail}" if tail else message
 
@@ -72,7 +72,7 @@ class Runner:
             run = self.run_script(supervisor, phase, order["env"])
             if phase == "post":  # nothing is owed any more (session/recovery.py)
                 remove_tree(self.directory)
-            supervisor.say(phase=phase, **asdict(run))
+            supervisor.send(phase=phase, **asdict(run))
         if "pre" in started and "post" not in started and self.app.post:
             self.journal.send(
                 f"The session ended before its time; running the post-script of {self.app.name}",
@@ -96,7 +96,7 @@ class Runner:
         while True:
             attempt += 1
             if attempt <= ATTEMPTS_TOLD:
-                supervisor.say(phase=phase, attempt=attempt)
+                supervisor.send(phase=phase, attempt=attempt)
             env = {
                 **self.environment,
                 **extra,
@@ -110,10 +110,10 @@ class Runner:
             over = ending.timed_out or ending.stopped or bool(ending.error)
             if over or attempt > script.retries or time.monotonic() >= deadline:
                 break
-        words = "" if ending.ok else ending.words
+        reason = "" if ending.ok else ending.reason
         seconds = time.monotonic() - begin
         return ScriptRun(
-            attempt, ending.exit, ending.signal, seconds, ending.timed_out, words, tail
+            attempt, ending.exit, ending.signal, seconds, ending.timed_out, reason, tail
         )
 
     def attempt(

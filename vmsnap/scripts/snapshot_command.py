@@ -83,7 +83,7 @@ class Command:
                         os.close(fd)
 
             ending = supervisor.run(start, None)
-            supervisor.say(**asdict(ending))  # at once: everything is frozen until this is heard
+            supervisor.send(**asdict(ending))  # at once: everything is frozen until this is heard
             if not ending.ok:
                 supervisor.end_everything(grace)
             supervisor.order()
@@ -110,13 +110,13 @@ class Command:
         """When to stop waiting for the end of a command that was stopped."""
         return self._stop_at
 
-    def hear(self, ready: set[int]) -> None:
+    def receive(self, ready: set[int]) -> None:
         for stream in self.streams:
             if stream.read in ready:
                 stream.take()
         given_up = self._stop_at is not None and time.monotonic() >= self._stop_at
         if self._link.fileno() in ready or given_up:
-            message = None if given_up else self._link.hear()
+            message = None if given_up else self._link.receive()
             self.ending = (
                 Ending(**message)
                 if message

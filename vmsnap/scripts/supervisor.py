@@ -44,10 +44,10 @@ class Link:
         return self._channel.fileno()
 
     def send(self, **message: object) -> None:
-        with contextlib.suppress(ConnectionError):  # it died: hear() says so
+        with contextlib.suppress(ConnectionError):  # it died: receive() says so
             self._channel.send(json.dumps(message).encode())
 
-    def hear(self) -> dict[str, Any] | None:
+    def receive(self) -> dict[str, Any] | None:
         """The next message, to be called when there is one; None if the supervisor is gone."""
         return receive(self._channel)
 
@@ -56,7 +56,7 @@ class Link:
         self.send(finish=True)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
-            if self.fileno() in waiter.wait([self.fileno()], deadline) and self.hear() is None:
+            if self.fileno() in waiter.wait([self.fileno()], deadline) and self.receive() is None:
                 break
         self._channel.close()
         with contextlib.suppress(ChildProcessError):
@@ -109,7 +109,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # the engine decides; a terminal reaches only it
 
-    def say(self, **message: object) -> None:
+    def send(self, **message: object) -> None:
         with contextlib.suppress(OSError):
             self.channel.send(json.dumps(message).encode())
 

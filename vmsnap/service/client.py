@@ -165,7 +165,9 @@ def engine_of(run_dir: Path, now: Progress) -> int | None:
         return None
     with contextlib.suppress(OSError):
         command = Path(f"/proc/{now.engine}/cmdline").read_bytes()
-        if b"vmsnap" in command and lock.holder(run_dir) == lock.words(now.session, now.engine):
+        if b"vmsnap" in command and lock.holder(run_dir) == lock.holder_text(
+            now.session, now.engine
+        ):
             return engine
     os.close(engine)
     return None

@@ -107,5 +107,5 @@ def serve(run_dir: Path) -> Result:
     holding = Session(options, descriptor, waiter, CallerTaker(manager), session=session)
     manager.follow(holding)
     result = holding.take()
-    manager.tell(f"STATUS={verdict(result)}")
+    manager.notify(f"STATUS={verdict(result)}")
     return result

@@ -73,7 +73,7 @@ def result_of(
     )
 
 
-def tell_end(journal: Journal, result: Result) -> None:
+def send_end(journal: Journal, result: Result) -> None:
     """The record that `vmsnap history` and `vmsnap plot` read."""
     what = f"{result.consistency}-consistent snapshot" if result.snapshot_taken else "no snapshot"
     journal.send(

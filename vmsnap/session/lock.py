@@ -54,7 +54,7 @@ def acquire(run_dir: Path, session: str) -> int:
         raise InProgress(f"found session {holder or 'of an unknown process'} in progress") from None
     with contextlib.suppress(OSError):  # a full tmpfs costs the name, not the lock
         os.ftruncate(fd, 0)
-        os.pwrite(fd, words(session, os.getpid()).encode(), 0)
+        os.pwrite(fd, holder_text(session, os.getpid()).encode(), 0)
     return fd
 
 
@@ -64,7 +64,7 @@ def held(run_dir: Path, whose: str, patience: float) -> Iterator[int]:
     What is yielded is the lock. Raises as prepare and acquire do."""
     prepare(run_dir)
     with contextlib.suppress(OSError, InProgress):
-        await_end(run_dir, patience)
+        wait_for_end(run_dir, patience)
     fd = acquire(run_dir, whose)
     try:
         yield fd
@@ -74,7 +74,7 @@ def held(run_dir: Path, whose: str, patience: float) -> Iterator[int]:
         os.close(fd)
 
 
-def await_end(run_dir: Path, patience: float) -> None:
+def wait_for_end(run_dir: Path, patience: float) -> None:
     """Wait until nobody has the lock. Raises InProgress, and OSError if nobody ever had it."""
 
     def give_up(*_: object) -> NoReturn:
@@ -90,7 +90,7 @@ def await_end(run_dir: Path, patience: float) -> None:
         signal.signal(signal.SIGALRM, before)
 
 
-def words(session: str, process: int) -> str:
+def holder_text(session: str, process: int) -> str:
     return f"{session} of process {process}"
 
 

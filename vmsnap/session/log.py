@@ -33,7 +33,7 @@ class Record:
         """A phase begins. Shown to a person who waits, so never while frozen."""
         self.begin(phase)
         self.show_phase()
-        self.tell(message or phase.doing, event)
+        self.send(message or phase.doing, event)
 
     def begin(self, phase: Phase) -> None:
         """The same, in memory alone: for while anything is frozen."""
@@ -47,11 +47,11 @@ class Record:
     def mark(self, event: str, subject: str = "") -> None:
         self.timeline.append((time.monotonic(), event, subject))
 
-    def tell(self, message: str, event: Event, priority: Priority = Priority.INFO) -> None:
+    def send(self, message: str, event: Event, priority: Priority = Priority.INFO) -> None:
         self.journal.send(message, event.value, priority, VMSNAP_PHASE=self.phase.value)
 
     def note(self, message: str) -> None:
-        self.tell(message, Event.NOTE, Priority.WARNING)
+        self.send(message, Event.NOTE, Priority.WARNING)
 
     def fail(self, *problems: Problem) -> bool:
         """Remember what is wrong; a warning is sent only. True if there was any error."""

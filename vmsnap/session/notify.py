@@ -31,19 +31,19 @@ class Manager:
             for name in ("VMSNAP_UNIT", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
                 os.environ.pop(name, None)
 
-    def tell(self, *lines: str) -> None:
+    def notify(self, *lines: str) -> None:
         if self._notifier is not None:
             # The library encodes in latin-1 and hides the error; the manager wants UTF-8.
             self._notifier.notify("\n".join(lines).encode().decode("latin-1"))
 
     def ready(self, session: Session) -> None:
         """The unit has started: what it is for is there."""
-        self.tell("READY=1", f"STATUS={status(session)}")
+        self.notify("READY=1", f"STATUS={status(session)}")
 
     def follow(self, session: Session) -> None:
         """From now on say every second how far the session is."""
         if self._notifier is not None:
-            session.waiter.pulse = lambda: self.tell(
+            session.waiter.pulse = lambda: self.notify(
                 f"STATUS={status(session)}", "WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={EXTEND}000000"
             )
 

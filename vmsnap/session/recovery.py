@@ -120,7 +120,7 @@ def stopped(run_dir: Path, state: Path) -> bool:
             descriptor = -1
         manager = Manager()
         result = end_lost(lost, run_dir, state, descriptor, waiter, manager)
-        manager.tell(f"STATUS={verdict(result)}")
+        manager.notify(f"STATUS={verdict(result)}")
     return good
 
 
@@ -178,8 +178,8 @@ def thaw_left(run_dir: Path, waiter: Waiter, invocation: str | None = None) -> b
     return said == b"+" or (said == b"" and not (run_dir / FROZEN_LIST).exists())
 
 
-def thaw_by_force(run_dir: Path, forget: bool) -> tuple[bool, list[str]]:
-    """Thaw what the list says may be frozen, whoever's it is, and `forget` the list. Return whether
+def thaw_by_force(run_dir: Path, remove: bool) -> tuple[bool, list[str]]:
+    """Thaw what the list says may be frozen, whoever's it is, and `remove` the list. Return whether
     nothing stays frozen, and what there is to say. In a child, as above."""
     nothing = True, [f"nothing to thaw: {run_dir} holds no list of frozen filesystems"]
     try:
@@ -192,7 +192,7 @@ def thaw_by_force(run_dir: Path, forget: bool) -> tuple[bool, list[str]]:
     def thaw(told: int) -> None:
         words: list[str] = []
         with contextlib.suppress(FileNotFoundError, ListUnreadable):
-            good = thaw_listed(run_dir, words.append, forget=forget)
+            good = thaw_listed(run_dir, words.append, remove=remove)
             os.write(told, json.dumps([good, words]).encode())
         os.close(told)  # a thread of ours may be inside the kernel for as long as it likes
 
@@ -207,5 +207,5 @@ def thaw_by_force(run_dir: Path, forget: bool) -> tuple[bool, list[str]]:
         return good, words
     words = []  # the child was killed: better to hang than to leave something frozen
     with contextlib.suppress(FileNotFoundError):
-        return thaw_listed(run_dir, words.append, forget=forget), words
+        return thaw_listed(run_dir, words.append, remove=remove), words
     return nothing

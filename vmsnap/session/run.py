@@ -56,7 +56,7 @@ class CommandTaker:
         if end is HoldEnd.INTERRUPTED:
             session.may_go_on()
         elif not command.ending.ok:
-            self.fail(session, command.ending.words)
+            self.fail(session, command.ending.reason)
         elif command.lost:
             self.fail(
                 session,
@@ -74,7 +74,7 @@ class CommandTaker:
         end = HoldEnd.TAKEN
         stop_at: float | None = None
         while command.ending is None:
-            command.hear(hold.wait(command.fds(), command.deadline() or stop_at))
+            command.receive(hold.wait(command.fds(), command.deadline() or stop_at))
             if command.ending is not None:
                 break
             if session.waiter.interrupted:

@@ -28,14 +28,14 @@ from vmsnap.errors import SCRIPT, Kind, Problem
 from vmsnap.freeze.freezer import Freezer
 from vmsnap.freeze.frozen_list import thaw_earlier
 from vmsnap.freeze.plan import count_disks, make_plan
-from vmsnap.freeze.writeback import flush_gently
+from vmsnap.freeze.writeback import write_back_open_files
 from vmsnap.journal.sender import Event, Journal, Priority
 from vmsnap.progress import Progress
 from vmsnap.result import Phase, Result, SnapshotResult, new_session_id
 from vmsnap.scripts.engine import AppScripts, run_scripts
 from vmsnap.scripts.output import LINES
 from vmsnap.scripts.runner import ScriptRun
-from vmsnap.session.finish import keep, result_of, tell_end
+from vmsnap.session.finish import keep, result_of, send_end
 from vmsnap.session.hold import Hold
 from vmsnap.session.log import Record
 from vmsnap.session.metrics import write_metrics
@@ -109,7 +109,7 @@ class Session:
                 if self.may_go_on():
                     self.taken = self.taker.take(self)
         except Exception as e:  # a bug, or a machine at its end; everything is undone by now
-            self.record.tell(traceback.format_exc(), Event.NOTE, Priority.ERROR)
+            self.record.send(traceback.format_exc(), Event.NOTE, Priority.ERROR)
             message = f"unexpected error: {type(e).__name__}: {e}"
             self.record.fail(Problem(Kind.SNAPSHOT_FAILED, message, self.record.phase))
         return self.report()
@@ -226,18 +226,18 @@ class Session:
             self.record.note(
                 f"the guard could not lock its memory: {os.strerror(freezer.unlocked)}"
             )
-        flush_gently({os.fstat(f.fd).st_dev for f in freezer.filesystems}, self.waiter)
+        write_back_open_files({os.fstat(f.fd).st_dev for f in freezer.filesystems}, self.waiter)
         freezer.presync()
         self.record.enter(Phase.FREEZE, f"Filesystems to freeze: {len(freezer.filesystems)}")
         # From here to the thaw: no file, no journal, no import, no terminal.
-        self.journal.hold()
+        self.journal.buffer()
         if not self.waiter.interrupted:
             self.record.fail(*freezer.freeze())
         if freezer.held_at is None:
             self.journal.release()
         else:
             count = f"Filesystems frozen: {len(freezer.filesystems)}"
-            self.record.tell(count, Event.FROZEN)
+            self.record.send(count, Event.FROZEN)
 
     def thaw(self) -> None:
         if self.freezer is None or self.record.phase is Phase.THAW:
@@ -251,7 +251,7 @@ class Session:
             self.journal.release()
         self.record.show_phase()
         count = sum(1 for f in self.freezer.filesystems if f.thawed_at is not None)
-        self.record.tell(f"Filesystems thawed: {count}", Event.THAWED)
+        self.record.send(f"Filesystems thawed: {count}", Event.THAWED)
 
     def post(self) -> None:
         self.record.enter(Phase.POST)
@@ -284,8 +284,8 @@ class Session:
         ):
             if trouble:
                 self.record.note(trouble)
-        tell_end(self.journal, result)
-        progress.forget(self.options.run_dir, self.id)
+        send_end(self.journal, result)
+        progress.remove(self.options.run_dir, self.id)
         return result
 
     # --- scripts -------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ class Session:
         self.runs[name, phase] = run
         self.record.mark(f"{phase}-ended", name)
         self.journal.send(
-            f"{phase}-script of {name} " + (run.words or f"succeeded in {run.seconds:.3f} s"),
+            f"{phase}-script of {name} " + (run.reason or f"succeeded in {run.seconds:.3f} s"),
             Event.SCRIPT_ENDED.value,
             VMSNAP_APP=name,
             VMSNAP_PHASE=phase,

@@ -77,7 +77,7 @@ class Ending:
         return self.exit == 0 and not (self.timed_out or self.stopped)
 
     @property
-    def words(self) -> str:
+    def reason(self) -> str:
         if self.timed_out:
             return "did not end in time"
         if self.stopped:

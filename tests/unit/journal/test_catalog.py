@@ -24,7 +24,7 @@ from vmsnap.journal.sender import Event, Journal, Priority
 from vmsnap.result import PHASES, Phase, refused
 from vmsnap.scripts.output import Output
 from vmsnap.scripts.runner import Runner, ScriptRun
-from vmsnap.session.finish import tell_end
+from vmsnap.session.finish import send_end
 from vmsnap.session.log import Record
 from vmsnap.session.options import Options
 from vmsnap.session.recovery import NoTaker
@@ -239,9 +239,9 @@ def test_what_a_session_tells_has_the_fields_of_its_entries(journal: Heard) -> N
     record = Record(journal, lambda _: None, lambda: pytest.fail("no failure"))
     record.enter(Phase.CHECK, "begins", Event.STARTED)
     record.enter(Phase.PRE)
-    record.tell("froze", Event.FROZEN)
-    record.tell("thawed", Event.THAWED)
-    tell_end(journal, refused(Problem(Kind.SNAPSHOT_FAILED, "it failed", "snapshot")))
+    record.send("froze", Event.FROZEN)
+    record.send("thawed", Event.THAWED)
+    send_end(journal, refused(Problem(Kind.SNAPSHOT_FAILED, "it failed", "snapshot")))
     told = (Event.STARTED, Event.PHASE, Event.FROZEN, Event.THAWED, Event.ENDED)
     assert set(journal.heard) == {event.value for event in told}
     assert {message_id for message_id in journal.heard if missing(journal, message_id)} == set()

@@ -153,7 +153,7 @@ def test_debugging_shows_nothing_before_the_release(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Journal, "debug", True)
-    journal.hold()
+    journal.buffer()
     journal.decided("thaw")
     journal.send("Thawed", NOTE)
     assert capsys.readouterr().err == ""
@@ -168,7 +168,7 @@ def test_what_is_held_arrives_after_the_release_in_order_and_before_what_follows
     journal: Journal, receiver: Receiver
 ) -> None:
     journal.send("before", NOTE)
-    journal.hold()
+    journal.buffer()
     journal.send("one", NOTE)
     journal.send("two", NOTE)
     assert receiver.messages() == ["before"]
@@ -180,9 +180,9 @@ def test_what_is_held_arrives_after_the_release_in_order_and_before_what_follows
 def test_holding_twice_loses_nothing_and_releasing_twice_repeats_nothing(
     journal: Journal, receiver: Receiver
 ) -> None:
-    journal.hold()
+    journal.buffer()
     journal.send("one", NOTE)
-    journal.hold()
+    journal.buffer()
     journal.send("two", NOTE)
     journal.release()
     journal.release()
@@ -195,7 +195,7 @@ def test_while_held_not_even_a_socket_is_opened(
     def forbidden(*_: object) -> None:
         pytest.fail("opened a socket while frozen")
 
-    journal.hold()
+    journal.buffer()
     with monkeypatch.context() as patch:
         patch.setattr(socket, "socket", forbidden)
         journal.send("one", NOTE)
@@ -231,7 +231,7 @@ def test_a_journal_that_does_not_read_stops_nobody_and_the_loss_is_counted_and_s
 def test_releasing_more_than_the_journal_takes_stops_nobody(
     journal: Journal, receiver: Receiver
 ) -> None:
-    journal.hold()
+    journal.buffer()
     for number in range(MANY):
         journal.send(f"record {number}", NOTE)
     journal.release()
@@ -262,7 +262,7 @@ def test_without_a_journal_held_records_are_written_after_the_release(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     journal = Journal(path=str(tmp_path / "none"))
-    journal.hold()
+    journal.buffer()
     journal.send("one", NOTE)
     assert capfd.readouterr().err == ""
     journal.release()

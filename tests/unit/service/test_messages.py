@@ -36,7 +36,7 @@ ABSOLUTE = WORD.map(lambda word: Path("/" + word))
 OPTIONS = st.builds(
     Options,
     etc=ABSOLUTE,
-    run=st.just(Path("/run/vmsnap")),
+    run_dir=st.just(Path("/run/vmsnap")),
     state=ABSOLUTE,
     hold=st.none() | st.floats(0, 86400, exclude_min=True),
     require=st.none() | st.sampled_from([Level.CRASH, Level.FILESYSTEM, Level.APPLICATION]),
@@ -90,7 +90,7 @@ def test_every_option_survives_the_trip(options: Options) -> None:
 
 
 def test_only_the_command_does_not_travel_since_whoever_calls_takes_the_snapshot() -> None:
-    fields = set(asdict(Options())) - {"command", "run"}
+    fields = set(asdict(Options())) - {"command", "run_dir"}
     assert set(asdict(request())) == {*fields, "session"}
 
 

@@ -215,7 +215,7 @@ def test_a_message_in_any_language_reaches_the_service_manager(
     systemd: ServiceManager, manager: Manager, message: str
 ) -> None:
     error = replace(FULL.errors[0], message=message)
-    manager.tell(f"STATUS={verdict(replace(FULL, errors=(error,)))}", "WATCHDOG=1")
+    manager.notify(f"STATUS={verdict(replace(FULL, errors=(error,)))}", "WATCHDOG=1")
     assert systemd.heard() == [[f"STATUS=Failed: FreezeFailed (121): {message}", "WATCHDOG=1"]]
 
 
@@ -226,7 +226,7 @@ def test_what_the_session_starts_inherits_no_way_to_speak_for_it() -> None:
 
 @pytest.mark.usefixtures("manager")
 def test_a_second_manager_of_the_same_process_has_nobody_to_tell(systemd: ServiceManager) -> None:
-    Manager().tell("READY=1")
+    Manager().notify("READY=1")
     assert systemd.heard() == []
 
 
@@ -242,7 +242,7 @@ def test_without_a_service_manager_nothing_is_told_and_nobody_is_woken(
     manager = Manager()
     manager.follow(where)
     manager.ready(where)
-    manager.tell("STATUS=nobody hears this")
+    manager.notify("STATUS=nobody hears this")
     assert getattr(where.waiter, "pulse", None) is None
 
 
@@ -252,5 +252,5 @@ def test_a_service_manager_that_is_gone_stops_nothing(
 ) -> None:
     monkeypatch.setenv("VMSNAP_UNIT", "vmsnap-session.service")
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
-    Manager().tell("READY=1")
+    Manager().notify("READY=1")
     assert list(tmp_path.iterdir()) == []
