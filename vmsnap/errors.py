@@ -19,9 +19,9 @@ class Kind(Enum):
         "FreezeFailed",
         121,
         "A filesystem could not be frozen; all were thawed again",
-        "See the reason in the message. Device or resource busy means that somebody else has "
-        "frozen the filesystem: find out who and let them thaw it. `vmsnap plan` shows what would "
-        "be frozen; [freeze] exclude= leaves a filesystem out",
+        "See the reason in the message. Device or resource busy means that another program has "
+        "frozen the filesystem: find it and have it thaw. `vmsnap plan` shows what would be "
+        "frozen; [freeze] exclude= leaves a filesystem out",
         "386ee7ae5aa849ca908d8f13232ecfc1",
     )
     FREEZE_TIMEOUT = (
@@ -44,7 +44,7 @@ class Kind(Enum):
         "ThawFailed",
         125,
         "A filesystem could not be thawed",
-        "Run `vmsnap thaw --force` now: whoever writes to that filesystem hangs. If it fails "
+        "Run `vmsnap thaw --force` now: writes to that filesystem block. If it fails "
         "again, look for the device's errors in `dmesg`",
         "d22fb92e630a4cf6bde2a752ce3ee7aa",
     )
@@ -59,7 +59,7 @@ class Kind(Enum):
     THAWED_EARLY = (
         "ThawedEarly",
         127,
-        "Somebody else thawed a filesystem while the snapshot was being taken",
+        "Another program thawed a filesystem while the snapshot was being taken",
         "Find the other program that freezes and thaws (another backup agent, fsfreeze) and make "
         "sure that it does not run at the same time",
         "7da6c984dd4c4f55862a61926750cd4f",
@@ -209,7 +209,7 @@ class Kind(Enum):
 
 
 class Impossible(Exception):
-    """A command cannot do what it was asked to. Its words are what people are told."""
+    """A command cannot do what it was asked to. Its text is what the user reads."""
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,7 @@ def broken(agent: Platform, how: str) -> None:
 
 WRONG = {
     "removed": f"{HOOK}: No such file",
-    "replaced": "found what vmsnap has not written",
+    "replaced": "not written by vmsnap",
     "not executable": "found owner uid 0 and mode 0644, expected root and 0755",
     "open to all": "found owner uid 0 and mode 0777, expected root and 0755",
     "forgotten": f"{CONF}: found nothing of vmsnap's in it",

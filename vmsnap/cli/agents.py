@@ -62,7 +62,7 @@ def register(commands: Commands) -> None:
         "--remove", action="store_true", help="undo it: for AGENT, or for all that are connected"
     )
     integrate.add_argument(
-        "--dry-run", action="store_true", help="say what would be done, and do nothing"
+        "--dry-run", action="store_true", help="show what would be done, and do nothing"
     )
     hook = commands.add(
         "hook",
@@ -72,11 +72,11 @@ def register(commands: Commands) -> None:
         usage="vmsnap hook [options] AGENT EVENT [ARGUMENT...]",
     )
     hook.add_argument("agent", metavar="AGENT", choices=AgentNames(), help="%(choices)s")
-    hook.add_argument("event", metavar="EVENT", help="as the agent says it")
+    hook.add_argument("event", metavar="EVENT", help="one of the agent's events")
     hook.add_argument(
         "--within", type=seconds, metavar="SECONDS", help="how long the agent waits for an answer"
     )
-    hook.add_argument("rest", metavar="ARGUMENT...", nargs="*", help="what the agent says besides")
+    hook.add_argument("rest", metavar="ARGUMENT...", nargs="*", help="more from the agent")
 
 
 class AgentNames:
@@ -175,7 +175,7 @@ def show_integration(arguments: argparse.Namespace, done: Mapping[str, Changes])
         lines = [f"{wrote} {path}" for path in changes.written]
         lines += [f"{removed} {path}" for path in changes.removed]
         lines += [f"unchanged: {path}" for path in changes.unchanged]
-        lines += [f"left, for vmsnap has not written it: {path}" for path in changes.left]
+        lines += [f"left, for not written by vmsnap: {path}" for path in changes.left]
         lines += [f"restarted {changes.restarted}"] if changes.restarted else []
         print("\n".join(lines or ["nothing to do in this machine"]))
         if not arguments.remove:
@@ -204,7 +204,7 @@ def hook_command(arguments: argparse.Namespace) -> int:
         arguments.within,
     )
     done = ending is HookOutcome.DONE
-    told = f"agent {arguments.agent} has said {arguments.event}: {ending.value}"
+    told = f"hook {arguments.agent} {arguments.event}: {ending.value}"
     priority = Priority.INFO if done else Priority.WARNING
     Journal().send(told, Event.NOTE.value, priority)  # few agents keep what we print
     with whoever_reads():

@@ -73,7 +73,7 @@ def register(commands: Commands) -> None:
         "--file", type=Path, metavar="FILE", help="read FILE: YAML, or JSON if named *.json"
     )
     document.add_argument(
-        "--dry-run", action="store_true", help="say what would be written (needs no root)"
+        "--dry-run", action="store_true", help="show what would be written (needs no root)"
     )
 
 

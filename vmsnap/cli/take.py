@@ -86,9 +86,7 @@ def register(commands: Commands) -> None:
     )
     thaw.add_argument("session", nargs="?", metavar="SESSION", help="end no other than this one")
     how = thaw.add_mutually_exclusive_group()
-    how.add_argument(
-        "--failed", action="store_true", help="and say that the snapshot has not been taken"
-    )
+    how.add_argument("--failed", action="store_true", help="the snapshot has not been taken")
     how.add_argument("--force", action="store_true", help="thaw what a killed session left frozen")
     unit = commands.add(
         "session", session_command, "the main process of vmsnap-session.service", hidden=True
@@ -146,7 +144,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     from vmsnap.report.summary import summary, timeline
     from vmsnap.result import new_session_id
     from vmsnap.session import lock
-    from vmsnap.session.notify import Manager, verdict
+    from vmsnap.session.notify import Manager, outcome_line
     from vmsnap.session.recovery import conclude
     from vmsnap.session.run import CommandTaker
     from vmsnap.session.session import Session
@@ -169,7 +167,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     taking = Session(options, descriptor, waiter, taker, show, session)
     manager.follow(taking)
     result = taking.take()
-    manager.notify(f"STATUS={verdict(result)}")
+    manager.notify(f"STATUS={outcome_line(result)}")
     with whoever_reads():
         if taker.command:
             taker.command.pass_on(to_stderr=arguments.json)

@@ -12,7 +12,7 @@ from vmsnap.freeze.filesystem import Filesystem
 
 # Why the guard thawed without being asked: what it says, and what that means.
 CAUSES = {
-    "signal": "the guard was told to end by a signal, and thawed",
+    "signal": "the guard was terminated by a signal, and thawed",
     "broken": "the guard failed, and thawed",
 }
 
@@ -25,18 +25,18 @@ def freeze_failures(
     for f in filesystems:
         mount = f.entry.mount
         if f.error == errno.EBUSY:
-            message = f"{mount}: somebody else has frozen it ({os.strerror(f.error)})"
+            message = f"{mount}: already frozen by another program ({os.strerror(f.error)})"
             yield Problem(Kind.FREEZE_FAILED, message, "freeze", mount)
         elif f.error:
             yield Problem(Kind.FREEZE_FAILED, f"{mount}: {os.strerror(f.error)}", "freeze", mount)
         elif f.maybe_frozen and f.frozen_at is None and cause == "timeout":
-            message = f"{mount}: found it still not frozen after {timeout:g} s"
+            message = f"{mount}: not frozen within {timeout:g} s"
             yield Problem(Kind.FREEZE_TIMEOUT, message, "freeze", mount)
         else:
             continue
         found = True
     if not found and cause == "timeout":
-        message = f"found filesystems still being written out after {timeout:g} s"
+        message = f"still writing back dirty pages after {timeout:g} s"
         yield Problem(Kind.FREEZE_TIMEOUT, message, "freeze")
 
 
@@ -48,7 +48,7 @@ def thaw_failures(filesystems: Iterable[Filesystem], lost: str) -> Iterator[Prob
             continue
         if f.thaw_error == errno.EINVAL:
             if not lost:  # else the guard may have thawed with its last breath
-                message = f"{mount}: somebody else thawed it during the hold"
+                message = f"{mount}: another program thawed it during the hold"
                 yield Problem(Kind.THAWED_EARLY, message, "thaw", mount)
         elif f.thaw_error or f.thawed_at is None:
             reason = os.strerror(f.thaw_error) if f.thaw_error else "FITHAW did not return"

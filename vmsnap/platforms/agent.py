@@ -26,13 +26,13 @@ class Act(Enum):
     BEGIN = "begin a session"
     END = "end it: the snapshot has been taken"
     ABANDON = "end it: there is no snapshot"
-    TRY = "say whether one could begin"
+    TRY = "check whether one could begin"
 
 
 class HookOutcome(Enum):
     """How a call of `vmsnap hook` ends. AWS Data Lifecycle Manager distinguishes them all."""
 
-    DONE = "as asked"
+    DONE = "done"
     NOT_BEGUN = "no session may be held, or there was no time for it"
     FAILED = "the session has failed"
     EXPIRED = "the session did not hold until the snapshot was taken"

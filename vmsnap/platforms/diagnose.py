@@ -54,7 +54,7 @@ def problems_of(agent: Agent, root: Path, should_run: bool) -> Iterator[Problem]
             except Untrusted as e:
                 yield error(path, str(e))
     for path in unfinished(connection):
-        yield error(path, f"{path}: found what was left half-written; run `vmsnap integrate`")
+        yield error(path, f"{path}: found a half-written file; run `vmsnap integrate`")
     for addition in connection.additions:
         if not has_addition(addition.path):
             yield error(addition.path, f"{addition.path}: found nothing of vmsnap's in it")
@@ -76,7 +76,7 @@ def problems_of(agent: Agent, root: Path, should_run: bool) -> Iterator[Problem]
     if should_run and not running:
         yield error(
             root,
-            f"{connection.units[0]} is not running, so nobody calls vmsnap; see "
+            f"{connection.units[0]} is not running, so vmsnap is not called; see "
             f"`systemctl status {connection.units[0]}`",
         )
 
@@ -92,7 +92,7 @@ def of_file(file: File) -> Iterator[Problem]:
     lines = text_of(path).splitlines()
     calls = any(f"{VMSNAP} hook" in line and not line.startswith("#") for line in lines)
     if not stat.S_ISREG(status.st_mode) or not ours(path) or (file.mode & 0o100 and not calls):
-        yield error(path, f"{path}: found what vmsnap has not written")
+        yield error(path, f"{path}: not written by vmsnap")
     elif status.st_uid != 0 or mode & ~file.mode or file.mode & ~mode & 0o100:
         yield error(
             path,

@@ -95,7 +95,7 @@ def lost(progress: Progress, frozen: bool, paint: Paint) -> str:
     ]
     if frozen:
         count = plural(len(progress.filesystems), "filesystem")
-        lines.insert(1, f"  {count} may still be frozen: whoever writes there hangs")
+        lines.insert(1, f"  {count} may still be frozen: writes to them block")
     return "\n".join(lines)
 
 

@@ -70,7 +70,7 @@ class Runner:
             phase = str(order["run"])
             started.add(phase)
             run = self.run_script(supervisor, phase, order["env"])
-            if phase == "post":  # nothing is owed any more (session/recovery.py)
+            if phase == "post":  # no longer pending (session/recovery.py)
                 remove_tree(self.directory)
             supervisor.send(phase=phase, **asdict(run))
         if "pre" in started and "post" not in started and self.app.post:

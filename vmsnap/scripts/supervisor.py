@@ -27,14 +27,12 @@ from vmsnap.system.process import PIPE_READS, Ending, descendants, drain, ending
 from vmsnap.system.waiter import Waiter
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-KILL_PATIENCE = (
-    5.0  # seconds for SIGKILL to take effect; a process that waits for a disk has no ears
-)
+KILL_PATIENCE = 5.0  # seconds for SIGKILL to take effect: not in uninterruptible sleep (D state)
 MESSAGE_BYTES = 1 << 17
 
 
 class Link:
-    """The engine's side of a supervisor: send orders, hear answers. Has a fileno to wait for."""
+    """The engine's side of a supervisor: send orders, receive answers. Has a fileno to wait for."""
 
     def __init__(self, pid: int, channel: socket.socket) -> None:
         self.pid = pid
@@ -128,12 +126,12 @@ class Supervisor:
         return None
 
     def watch_hold(self, seconds: float) -> None:
-        """Thaw if somebody ought to have thawed by then and nobody has: a third pair of eyes, for
-        when engine and guard are both stopped."""
+        """A fallback watchdog: thaw after this time what is still frozen, for when engine and guard
+        are both stopped."""
         self.thawed_by = time.monotonic() + seconds
 
     def _wait(self, deadline: float | None, *sources: int) -> set[int]:
-        """Sleep; then reap, take in orders, and read what nobody else reads."""
+        """Sleep; then reap, receive orders, and drain discarded pipes."""
         fds = [*sources, *self.discard]
         if not self.alone:
             fds.append(self.channel.fileno())
@@ -206,7 +204,7 @@ class Supervisor:
         take: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         """SIGTERM to all descendants but `spare`, SIGKILL after `grace` seconds to what is left.
-        Their last words are still taken."""
+        Their last output is still read."""
         sources = () if output is None else (output,)
         spared = set(spare)
         for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_PATIENCE)):
@@ -217,7 +215,9 @@ class Supervisor:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
                         if number == signal.SIGTERM:
-                            os.kill(pid, signal.SIGCONT)  # a stopped process hears nothing else
+                            os.kill(
+                                pid, signal.SIGCONT
+                            )  # a stopped process handles no other signal
                 signalled |= left
                 if time.monotonic() >= deadline:
                     break

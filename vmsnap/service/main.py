@@ -21,7 +21,7 @@ from vmsnap.result import Phase, Result, SnapshotResult, new_session_id
 from vmsnap.service.client import UNIT
 from vmsnap.service.messages import FAILED, TAKEN, confirmation, forget, take
 from vmsnap.session import lock
-from vmsnap.session.notify import Manager, verdict
+from vmsnap.session.notify import Manager, outcome_line
 from vmsnap.session.options import Options
 from vmsnap.session.recovery import conclude
 from vmsnap.session.session import Session
@@ -76,7 +76,7 @@ def doubts(confirmed: str, signalled: str) -> str:
     """Why a signal that ends the hold does not mean that the snapshot has been taken, if `vmsnap
     thaw` has not said so. "" if it does, since it is from a plain `systemctl stop`."""
     if confirmed == FAILED:
-        return "whoever held the session says that the snapshot has not been taken"
+        return "`vmsnap thaw --failed`: the snapshot has not been taken"
     if signalled != "SIGTERM":
         return f"the session was interrupted by {signalled}"
     try:
@@ -88,7 +88,7 @@ def doubts(confirmed: str, signalled: str) -> str:
         return "the machine is being shut down, which ended the hold"
     if [UNIT, "stop"] in jobs:
         return ""
-    return "the hold was ended without a word that the snapshot has been taken"
+    return "the hold was ended without a confirmation that the snapshot has been taken"
 
 
 def serve(run_dir: Path) -> Result:
@@ -107,5 +107,5 @@ def serve(run_dir: Path) -> Result:
     holding = Session(options, descriptor, waiter, CallerTaker(manager), session=session)
     manager.follow(holding)
     result = holding.take()
-    manager.notify(f"STATUS={verdict(result)}")
+    manager.notify(f"STATUS={outcome_line(result)}")
     return result

@@ -66,7 +66,7 @@ def status(session: Session) -> str:
     return more.get(phase, phase.doing)
 
 
-def verdict(result: Result) -> str:
+def outcome_line(result: Result) -> str:
     """How a session ended, in one line."""
     if not result.errors:
         return f"Ended: {result.consistency}-consistent snapshot"

@@ -4,9 +4,8 @@
 Its guard thaws and its supervisors run the post-scripts by themselves. This is for what they did
 not do, having been killed too, and for the result that nobody else can give the session. It is
 called by ExecStopPost= of a unit, which must not meddle with the session of anybody else, by the
-next session, and by `vmsnap thaw --force`. Each app whose post-script is still owed has its private
-directory in the run directory.
-"""
+next session, and by `vmsnap thaw --force`. Each app whose post-script is pending has its private
+directory in the run directory."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ from vmsnap.progress import Progress
 from vmsnap.result import Phase, Result, SnapshotResult
 from vmsnap.scripts.engine import SUPERVISOR
 from vmsnap.session import lock
-from vmsnap.session.notify import Manager, verdict
+from vmsnap.session.notify import Manager, outcome_line
 from vmsnap.session.options import Options
 from vmsnap.session.session import Session
 from vmsnap.system.process import in_child
@@ -120,7 +119,7 @@ def stopped(run_dir: Path, state: Path) -> bool:
             descriptor = -1
         manager = Manager()
         result = end_lost(lost, run_dir, state, descriptor, waiter, manager)
-        manager.notify(f"STATUS={verdict(result)}")
+        manager.notify(f"STATUS={outcome_line(result)}")
     return good
 
 
@@ -149,31 +148,31 @@ def thaw_left(run_dir: Path, waiter: Waiter, invocation: str | None = None) -> b
     """
     journal = Journal()
 
-    def tell(words: str) -> None:
-        journal.send(words, Event.NOTE.value, Priority.WARNING, VMSNAP_PHASE="thaw")
+    def warn(message: str) -> None:
+        journal.send(message, Event.NOTE.value, Priority.WARNING, VMSNAP_PHASE="thaw")
 
     try:
         listed = read_list(run_dir / FROZEN_LIST)
     except FileNotFoundError:
         return True
     except ListUnreadable as e:
-        tell(str(e))
+        warn(str(e))
         return False
     if invocation not in (None, listed.get("invocation")):
         return True
     session = str(listed.get("session"))
     journal.fields["VMSNAP_SESSION"] = session
     if not has_ended(int(listed["guard"]), STEP_PATIENCE):
-        tell("the guard is still inside a freeze; it thaws as soon as the kernel lets it")
+        warn("the guard is still inside a freeze; it thaws as soon as the kernel lets it")
         return True
 
     def thaw(told: int) -> None:
         with contextlib.suppress(FileNotFoundError, ListUnreadable):
-            os.write(told, b"+" if thaw_listed(run_dir, tell, session=session) else b"-")
+            os.write(told, b"+" if thaw_listed(run_dir, warn, session=session) else b"-")
 
     said = in_child(thaw, "vmsnap-thaw", (), waiter, patience(listed))
     if said is None:
-        tell("a filesystem is still inside a freeze; it is thawed as soon as the kernel lets us")
+        warn("a filesystem is still inside a freeze; it is thawed as soon as the kernel lets us")
     # Nothing is said by a child that found no list any more, or that was killed.
     return said == b"+" or (said == b"" and not (run_dir / FROZEN_LIST).exists())
 

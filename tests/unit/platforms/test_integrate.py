@@ -344,7 +344,7 @@ def qemu(machine: Machine) -> Machine:
 @pytest.mark.parametrize(
     ("path", "old", "new", "told"),
     [
-        ("fsfreeze-hook.d/50-vmsnap", "exec", "# exec", "vmsnap has not written"),
+        ("fsfreeze-hook.d/50-vmsnap", "exec", "# exec", "not written by vmsnap"),
         ("qemu-ga.conf", "\nfsfreeze-hook=", "\n#fsfreeze-hook=", "fsfreeze-hook= is not"),
         ("qemu-ga.conf", "to here\n", "to here\nfsfreeze-hook=/srv/mine\n", "is not"),
         ("qemu-ga.conf", "from here", "", "nothing of vmsnap's"),

@@ -16,7 +16,7 @@ from vmsnap.errors import Kind, Problem
 from vmsnap.freeze.freezer import Freezer
 from vmsnap.result import PHASES, Phase, error_result
 from vmsnap.session.hold import Hold
-from vmsnap.session.notify import EXTEND, Manager, status, verdict
+from vmsnap.session.notify import EXTEND, Manager, outcome_line, status
 from vmsnap.session.session import Session
 
 from ..test_result import FULL
@@ -156,23 +156,23 @@ def test_every_phase_has_words_of_its_own(noon: None, phase: str) -> None:
 
 
 def test_a_good_session_is_told_by_its_consistency() -> None:
-    assert verdict(GOOD) == "Ended: application-consistent snapshot"
+    assert outcome_line(GOOD) == "Ended: application-consistent snapshot"
 
 
 def test_a_failed_session_is_told_by_its_first_error() -> None:
     second = error_result(Problem(Kind.THAW_FAILED, "later", "thaw", "/"))
     failed = replace(FULL, errors=(*FULL.errors, second))
-    assert verdict(failed) == "Failed: FreezeFailed (121): it is busy"
+    assert outcome_line(failed) == "Failed: FreezeFailed (121): it is busy"
 
 
 def test_a_session_that_succeeded_all_the_same_is_told_with_what_was_wrong() -> None:
     passed = replace(FULL, outcome="success")
-    assert verdict(passed) == "crash-consistent snapshot: FreezeFailed (121): it is busy"
+    assert outcome_line(passed) == "crash-consistent snapshot: FreezeFailed (121): it is busy"
 
 
 def test_a_verdict_is_one_line_whatever_a_script_said() -> None:
     error = replace(FULL.errors[0], message="it said:\n  READY=1\r\n\tMAINPID=1\n")
-    words = verdict(replace(FULL, errors=(error,)))
+    words = outcome_line(replace(FULL, errors=(error,)))
     assert words == "Failed: FreezeFailed (121): it said: READY=1 MAINPID=1"
 
 
@@ -215,7 +215,7 @@ def test_a_message_in_any_language_reaches_the_service_manager(
     systemd: ServiceManager, manager: Manager, message: str
 ) -> None:
     error = replace(FULL.errors[0], message=message)
-    manager.notify(f"STATUS={verdict(replace(FULL, errors=(error,)))}", "WATCHDOG=1")
+    manager.notify(f"STATUS={outcome_line(replace(FULL, errors=(error,)))}", "WATCHDOG=1")
     assert systemd.heard() == [[f"STATUS=Failed: FreezeFailed (121): {message}", "WATCHDOG=1"]]
 
 
