@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vmsnap.config.checks import Inspection
 from vmsnap.errors import Kind, Problem, Severity
-from vmsnap.system.process import output_of
+from vmsnap.system import systemd
 
 
 def watch(found: Inspection) -> list[Problem]:
@@ -32,13 +32,9 @@ def watch(found: Inspection) -> list[Problem]:
 
 def watch_directory(directory: str) -> Iterator[Problem]:
     try:
-        code, unit, error = output_of(
-            ["systemd-escape", "--path", "--template=vmsnap-check@.path", "--", directory]
-        )
-        if not code:
-            code, _, error = output_of(["systemctl", "start", "--", unit.strip()])
+        error = systemd.start_instance("vmsnap-check@.path", directory)
     except OSError as e:
-        code, error = 1, f"{e.filename}: {e.strerror}"
-    if code:
-        message = f"{directory}: systemd does not watch it: {' '.join(error.split())}"
+        error = f"{e.filename}: {e.strerror}"
+    if error:
+        message = f"{directory}: systemd does not watch it: {error}"
         yield Problem(Kind.INCORRECT_SETTINGS, message, path=directory, severity=Severity.WARNING)

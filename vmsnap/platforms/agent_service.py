@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from vmsnap.platforms.agent import Connection
+from vmsnap.system import systemd
 from vmsnap.system.process import descendants, output_of
 
-RUNNING = ("active", "activating", "reloading")  # systemctl is-active
 CHECK = "vmsnap-check.service"
 HOOK_PATIENCE = 60.0  # seconds
 
@@ -27,8 +27,8 @@ def relabel(connection: Connection) -> None:
 def wait_for_hooks(unit: str) -> None:
     """Wait until what the agent has called has ended: it may not be ours alone, and the agent has
     yet to tell its host."""
-    shown = output_of(["systemctl", "show", "--value", "--property=MainPID", unit])[1].strip()
-    for pid in descendants(int(shown or 0)) if shown not in ("", "0") else ():
+    main = int(systemd.show(unit, "MainPID") or 0)
+    for pid in descendants(main) if main else ():
         with contextlib.suppress(ProcessLookupError):
             hook = os.pidfd_open(pid)
             select.select([hook], [], [], HOOK_PATIENCE)
@@ -38,7 +38,7 @@ def wait_for_hooks(unit: str) -> None:
 def is_running(unit: str) -> bool:
     """Or about to, at boot."""
     with contextlib.suppress(OSError):
-        return output_of(["systemctl", "is-active", unit])[1].strip() in RUNNING
+        return systemd.is_running(unit)
     return False
 
 
@@ -46,9 +46,8 @@ def outdated(connection: Connection, unit: str) -> bool:
     """Whether it has started before what it reads at its start was written."""
     if not connection.restart:
         return False
-    shown = ["systemctl", "show", "--value", "--property=ExecMainStartTimestampMonotonic", unit]
     with contextlib.suppress(OSError, ValueError):
-        started = int(output_of(shown)[1]) / 1e6
+        started = int(systemd.show(unit, "ExecMainStartTimestampMonotonic")) / 1e6
         settings = [file.path for file in connection.files if not file.mode & 0o100]
         settings += [addition.path for addition in connection.additions]
         ages = [time.time() - path.stat().st_mtime for path in settings]
@@ -61,22 +60,22 @@ def restart(connection: Connection, wait: bool, changed: bool, start: bool = Fal
     """Have the agent read its configuration, if that has changed since it has started; return what
     was restarted, if anything. `start`: also one that does not run although it could, since it
     was installed after the boot (Debian's qemu-guest-agent)."""
-    if not connection.restart or not Path("/run/systemd/system").exists():  # sd_booted(3)
+    if not connection.restart or not systemd.booted():
         return ""
-    output_of(["systemctl", "daemon-reload"])
+    systemd.systemctl("daemon-reload")
     start = start and connection.channel != "" and Path("/", connection.channel).exists()
     restarted = []
     for unit in connection.units:
-        runs = output_of(["systemctl", "is-active", "--quiet", unit])[0] == 0
+        runs = systemd.systemctl("is-active", "--quiet", unit)[0] == 0
         if (runs and (changed or outdated(connection, unit))) or (start and not runs):
             wait_for_hooks(unit)
-            words = ["restart", *([] if wait else ["--no-block"]), unit]
-            restarted += [unit] if output_of(["systemctl", *words])[0] == 0 else []
+            options = () if wait else ("--no-block",)
+            restarted += [unit] if systemd.systemctl("restart", *options, unit)[0] == 0 else []
     return ", ".join(restarted)
 
 
 def recheck() -> None:
     """A verdict of vmsnap-check.service that is not true any more is not left there."""
     with contextlib.suppress(OSError):
-        if output_of(["systemctl", "is-failed", "--quiet", CHECK])[0] == 0:
-            output_of(["systemctl", "restart", "--no-block", CHECK])
+        if systemd.systemctl("is-failed", "--quiet", CHECK)[0] == 0:
+            systemd.systemctl("restart", "--no-block", CHECK)

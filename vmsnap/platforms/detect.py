@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vmsnap.platforms.agent import Detection
 from vmsnap.platforms.registry import agents
-from vmsnap.system.process import output_of
+from vmsnap.system import systemd
 
 
 def distribution() -> str:
@@ -70,5 +70,5 @@ def cloud(root: Path = Path("/")) -> str:
 def virtualization() -> str:
     """A word of systemd-detect-virt(1); "none" on hardware."""
     with contextlib.suppress(OSError):
-        return output_of(["systemd-detect-virt", "--vm"])[1].strip()
+        return systemd.virtualization()
     return ""

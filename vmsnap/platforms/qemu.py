@@ -24,8 +24,8 @@ from vmsnap.platforms.agent import (
     program,
     text_file,
 )
+from vmsnap.system import systemd
 from vmsnap.system.files import File
-from vmsnap.system.process import output_of
 
 HOOK = "fsfreeze-hook.d/50-vmsnap"
 # The agent's own dispatcher, fsfreeze-hook, forgets how the hooks in fsfreeze-hook.d have ended, so
@@ -116,7 +116,7 @@ def checks(connected: Connection, running: Sequence[str], root: Path) -> Iterato
             words = f"found that fsfreeze-hook= is not {expected}; run `vmsnap integrate`"
             yield error(addition.path, f"{addition.path}: {words}")
     for unit in running:
-        pid = output_of(["systemctl", "show", "--property=MainPID", "--value", unit])[1].strip()
+        pid = systemd.show(unit, "MainPID")
         argv = text_of(Path("/proc") / pid / "cmdline").split("\0")
         hooks = [word for word in argv if (word + "=").startswith(("-F", "--fsfreeze-hook="))]
         wanted = (f"-F{expected}", f"--fsfreeze-hook={expected}")

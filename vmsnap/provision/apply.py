@@ -20,8 +20,8 @@ from vmsnap.platforms.integrate import (
 from vmsnap.provision.document import Document, read
 from vmsnap.provision.status import Provisioning
 from vmsnap.provision.validation import Mistake, Mistaken
+from vmsnap.system import systemd
 from vmsnap.system.files import File, is_there, write
-from vmsnap.system.process import output_of
 from vmsnap.system.trusted import Unreadable, Untrusted
 
 TIMER = "vmsnap-backup.timer"
@@ -129,7 +129,7 @@ def set_timer(calendar: str | None, changed: bool) -> None:
     """Never waiting for a job: systemd may be waiting for whoever called us (cloud-init)."""
     if calendar is None:
         return
-    booted = Path("/run/systemd/system").exists()  # sd_booted(3)
+    booted = systemd.booted()
     if not calendar:
         systemctl("disable", TIMER)
         if booted:
@@ -140,7 +140,7 @@ def set_timer(calendar: str | None, changed: bool) -> None:
         systemctl("restart" if changed else "start", "--no-block", TIMER)
 
 
-def systemctl(*words: str) -> None:
-    code, _, error = output_of(["systemctl", "--quiet", *words])
+def systemctl(*arguments: str) -> None:
+    code, error = systemd.systemctl("--quiet", *arguments)
     if code:
-        raise TimerRefused(f"systemctl {' '.join(words)}: {error.strip()}")
+        raise TimerRefused(f"systemctl {' '.join(arguments)}: {error}")

@@ -25,7 +25,7 @@ from vmsnap.config import checks
 from vmsnap.config.formats import PLAIN_WORD, expectation
 from vmsnap.config.settings import SETTINGS, spelled
 from vmsnap.platforms.registry import agents
-from vmsnap.system.process import output_of
+from vmsnap.system import systemd
 from vmsnap.system.trusted import Unreadable, Untrusted, encodable, open_trusted
 
 MOST_TOLD = 20  # mistakes; a document of another kind has as many as it has keys
@@ -248,9 +248,7 @@ def of_timer(timer: Any, conf: dict[str, Any], etc: Path) -> Iterator[Mistake]:
     if not timer:
         return
     try:
-        calendar = ["systemd-analyze", "calendar", "--", timer]
-        code, told, _ = output_of(calendar)
-        wrong = not timer.isprintable() or code or "elapse: never" in told
+        wrong = not timer.isprintable() or not systemd.elapses(timer)
     except OSError:
         yield Mistake("timer", "systemd-analyze is not here to read it")
         return

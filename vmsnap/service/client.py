@@ -22,13 +22,12 @@ from vmsnap.result import Result, last_result
 from vmsnap.service.messages import FAILED, TAKEN, confirm, forget
 from vmsnap.session import lock
 from vmsnap.session.lock import InProgress
-from vmsnap.system.process import output_of
+from vmsnap.system import systemd
 
 if TYPE_CHECKING:
     from vmsnap.session.options import Options
 
 UNIT = "vmsnap-session.service"
-BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 IN_PROGRESS = str(os.EX_TEMPFAIL)  # how the unit ends when it finds another session
 
 
@@ -85,7 +84,7 @@ def freeze(
     if result:
         return result
     refuse_another(run)
-    if code == 0 or systemctl_show("ExecMainStatus") == IN_PROGRESS:
+    if code == 0 or systemd.show(UNIT, "ExecMainStatus") == IN_PROGRESS:
         raise InProgress("found that another session was in progress")
     raise Unavailable(f"{UNIT} could not be started: {error}")
 
@@ -151,7 +150,7 @@ def end(run_dir: Path, now: Progress | None, word: str) -> str:
             select.select([engine], [], [])
             os.close(engine)
         # Another session's unit, which has begun since, must not be stopped.
-        ours = systemctl_show("InvocationID") == now.invocation
+        ours = systemd.show(UNIT, "InvocationID") == now.invocation
         return systemctl("stop", UNIT)[1] if ours else ""
     finally:
         forget(run_dir, now.session)
@@ -191,21 +190,16 @@ def result_of(session: str, *directories: Path) -> Result | None:
 
 
 def refuse_without_systemd() -> None:
-    if not BOOTED.is_dir():
+    if not systemd.booted():
         raise Unavailable(
             "found no systemd running here, expected it to hold the session; there are "
             "`vmsnap run -- COMMAND` and `vmsnap thaw --force`"
         )
 
 
-def systemctl(*words: str) -> tuple[int, str]:
-    """Return systemctl's exit code and what it complained of."""
+def systemctl(*arguments: str) -> tuple[int, str]:
+    """Return systemctl's exit code and what it complained of. Raises Unavailable."""
     try:
-        code, _, error = output_of(["systemctl", *words])
+        return systemd.systemctl(*arguments)
     except OSError as e:
         raise Unavailable(f"systemctl: {e.strerror}") from None
-    return code, " ".join(error.split())
-
-
-def systemctl_show(name: str) -> str:
-    return output_of(["systemctl", "show", "--value", f"--property={name}", UNIT])[1].strip()

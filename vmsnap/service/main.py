@@ -25,7 +25,7 @@ from vmsnap.session.notify import Manager, outcome_line
 from vmsnap.session.options import Options
 from vmsnap.session.recovery import conclude
 from vmsnap.session.session import Session
-from vmsnap.system.process import output_of
+from vmsnap.system import systemd
 from vmsnap.system.waiter import Waiter
 
 
@@ -80,13 +80,12 @@ def doubts(confirmed: str, signalled: str) -> str:
     if signalled != "SIGTERM":
         return f"the session was interrupted by {signalled}"
     try:
-        listed = output_of(["systemctl", "list-jobs", "--plain", "--no-legend"])[1]
+        jobs = systemd.jobs()
     except OSError:
-        listed = ""
-    jobs = [line.split()[1:3] for line in listed.splitlines()]
-    if ["shutdown.target", "start"] in jobs:
+        jobs = []
+    if ("shutdown.target", "start") in jobs:
         return "the machine is being shut down, which ended the hold"
-    if [UNIT, "stop"] in jobs:
+    if (UNIT, "stop") in jobs:
         return ""
     return "the hold was ended without a confirmation that the snapshot has been taken"
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a session tells the service manager (sd_notify(3)), in units of vmsnap, which say so in
-their environment: in anybody else's it would speak in the name of their main process.
+"""What a session sends to the service manager (sd_notify(3)), if it is in a unit of vmsnap, whose
+environment says so: in any other unit it is not the main process.
 
-Every second it says in words how far the session is, that the engine lives (WATCHDOG=1), and that
-it needs more time: so a timeout of the unit never ends a script that may go on, but a hung engine.
+Every second it sends how far the session is, that the engine lives (WATCHDOG=1), and that it needs
+more time: so a timeout of the unit ends a hung engine, but never a script that may go on.
 """
 
 from __future__ import annotations
@@ -14,34 +14,30 @@ import time
 from vmsnap.progress import plural
 from vmsnap.result import Phase, Result
 from vmsnap.session.session import Session
+from vmsnap.system.systemd import Notifier
 
-EXTEND = 30  # seconds for which one word keeps the unit from timing out; as TimeoutStartSec=
+EXTEND = 30  # seconds for which a message keeps the unit from timing out; as TimeoutStartSec=
 
 
 class Manager:
     """The service manager."""
 
     def __init__(self) -> None:
-        self._notifier = None
+        self._notifier: Notifier | None = None
         if "VMSNAP_UNIT" in os.environ and os.environ.get("NOTIFY_SOCKET"):
-            import sdnotify
-
-            self._notifier = sdnotify.SystemdNotifier()
-            # What we start is not the unit's main process, and has nothing to say in its name.
-            for name in ("VMSNAP_UNIT", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
-                os.environ.pop(name, None)
+            self._notifier = Notifier()
+            del os.environ["VMSNAP_UNIT"]
 
     def notify(self, *lines: str) -> None:
         if self._notifier is not None:
-            # The library encodes in latin-1 and hides the error; the manager wants UTF-8.
-            self._notifier.notify("\n".join(lines).encode().decode("latin-1"))
+            self._notifier.send(*lines)
 
     def ready(self, session: Session) -> None:
         """The unit has started: what it is for is there."""
         self.notify("READY=1", f"STATUS={status(session)}")
 
     def follow(self, session: Session) -> None:
-        """From now on say every second how far the session is."""
+        """From now on send every second how far the session is."""
         if self._notifier is not None:
             session.waiter.pulse = lambda: self.notify(
                 f"STATUS={status(session)}", "WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={EXTEND}000000"

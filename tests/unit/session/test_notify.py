@@ -70,7 +70,7 @@ def manager(systemd: ServiceManager) -> Iterator[Manager]:
     made = Manager()
     yield made
     assert made._notifier is not None
-    made._notifier.socket.close()  # sdnotify leaves that to the end of the process
+    made._notifier.close()  # sdnotify leaves that to the end of the process
 
 
 @pytest.fixture
