@@ -49,10 +49,10 @@ class CallerTaker:
             session.record.fail(Problem(Kind.SNAPSHOT_FAILED, message, Phase.SNAPSHOT))
         if session.may_go_on():  # else it was stopped before anybody knew that it holds
             self.manager.ready(session)
-            while not session.waiter.interrupted and not hold.over:
+            while not session.waiter.interrupted and not hold.expired:
                 hold.wait()
-            if not session.waiter.interrupted:
-                session.record.fail(*hold.problems)
+                hold.receive()
+            session.record.fail(*hold.problems)
         confirmed = confirmation(run, session.id)  # before the thaw: a later one is too late
         session.record.mark("snapshot-ended")
         session.thaw()

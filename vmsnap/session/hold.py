@@ -30,38 +30,38 @@ class Hold:
     """Begins when it is made. `ends` is in seconds on CLOCK_MONOTONIC.
 
     If anything is frozen the guard keeps the time, and thaws; if nothing is, the same time is kept
-    here, since the applications are quiesced all the same.
+    here, since the applications are quiesced all the same. Once `expired`, always expired: who
+    comes later is too late, also if he comes before anybody has noticed.
     """
 
     def __init__(self, freezer: Freezer | None, waiter: Waiter, seconds: float) -> None:
         self.seconds = seconds
         self.ends = time.monotonic() + seconds
-        self._freezer = freezer
-        self._frozen = freezer is not None and freezer.holding
+        self.expired = False
+        self._freezer = freezer if freezer and freezer.holding else None
         self._waiter = waiter
 
     def wait(self, fds: Iterable[int] = (), until: float | None = None) -> set[int]:
         """Sleep until one of `fds` is ready, at most `until` (monotonic) if given, else until the
-        hold must be over; and do the guard's work should it be lost. Return what is ready."""
+        hold must be over. Return what is ready; receive() comes next."""
         freezer, deadline = self._freezer, self.ends
         if freezer and freezer.holding:
             deadline = freezer.deadline()
         guard = freezer.fds() if freezer else ()
-        ready = self._waiter.wait([*fds, *guard], until or deadline)
+        return self._waiter.wait([*fds, *guard], until or deadline)
+
+    def receive(self) -> None:
+        """Take in what the guard has sent, do its work should it be lost, and see whether the hold
+        is still on."""
+        freezer = self._freezer
         if freezer:
             freezer.receive_or_replace()
-        return ready
-
-    @property
-    def over(self) -> bool:
-        """Whether it has expired, or ended because the filesystems were thawed."""
-        if self._frozen:
-            return not (self._freezer and self._freezer.holding)
-        return time.monotonic() >= self.ends
+        over = not freezer.holding if freezer else time.monotonic() >= self.ends
+        self.expired = self.expired or over
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """That it has expired with nothing frozen; else the guard has said so at the thaw."""
-        if self._frozen:
+        """That it has expired with nothing frozen; else the guard says so at the thaw."""
+        if self._freezer or not self.expired:
             return ()
         return (hold_expired(Phase.SNAPSHOT, self.seconds),)

@@ -74,7 +74,9 @@ class CommandTaker:
         end = HoldEnd.TAKEN
         stop_at: float | None = None
         while command.ending is None:
-            command.receive(hold.wait(command.fds(), command.deadline() or stop_at))
+            ready = hold.wait(command.fds(), command.deadline() or stop_at)
+            command.receive(ready)
+            hold.receive()
             if command.ending is not None:
                 break
             if session.waiter.interrupted:
@@ -85,7 +87,7 @@ class CommandTaker:
             elif stop_at is not None:
                 if time.monotonic() >= stop_at:
                     command.stop()
-            elif hold.over:
+            elif hold.expired:
                 end = HoldEnd.EXPIRED
                 stop_at = time.monotonic() + AFTER_EXPIRY
         return end
