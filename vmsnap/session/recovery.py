@@ -5,7 +5,11 @@ Its guard thaws and its supervisors run the post-scripts by themselves. This is 
 not do, having been killed too, and for the result that nobody else can give the session. It is
 called by ExecStopPost= of a unit, which must not meddle with the session of anybody else, by the
 next session, and by `vmsnap thaw --force`. Each app whose post-script is pending has its private
-directory in the run directory."""
+directory in the run directory.
+
+Runs in: engine, caller (`vmsnap thaw --force`), forks of both that thaw. What a killed session has
+left frozen may stay so; nothing but such a fork waits for it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ import contextlib
 import datetime
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -135,21 +140,45 @@ def supervised() -> bool:
     return False
 
 
-def patience(listed: dict[str, Any]) -> float:
-    """Seconds after which a child has thawed what is listed, or can say what it could not."""
-    return STEP_PATIENCE * (1 + len({item["step"] for item in listed["filesystems"]}))
+def thaw_in_child(
+    run_dir: Path,
+    listed: dict[str, Any],
+    waiter: Waiter,
+    report: Callable[[str], None] | None = None,
+    remove: bool = True,
+    session: str = "",
+) -> tuple[bool, list[str]] | None:
+    """thaw_listed() in a child, since a FITHAW waits as long as a FIFREEZE that is still inside the
+    kernel. Return whether nothing stays frozen, and what there is to say, unless the child calls
+    `report` for that; None if it was killed, or found no list any more."""
+    steps = len({item["step"] for item in listed["filesystems"]})
+
+    def thaw(pipe: int) -> None:
+        messages: list[str] = []
+        with contextlib.suppress(FileNotFoundError, ListUnreadable):
+            good = thaw_listed(run_dir, report or messages.append, remove=remove, session=session)
+            os.write(pipe, json.dumps([good, messages]).encode())
+        os.close(pipe)  # a thread of ours may be inside the kernel for as long as it likes
+
+    received = in_child(thaw, "vmsnap-thaw", (), waiter, STEP_PATIENCE * (1 + steps))
+    if received is None:
+        stuck = "a filesystem is still inside a freeze; it is thawed as soon as that ends"
+        if report:
+            report(stuck)
+        return False, [stuck]
+    if not received:
+        return None
+    good, messages = json.loads(received)
+    return good, messages
 
 
 def thaw_left(run_dir: Path, waiter: Waiter, invocation: str | None = None) -> bool:
     """Thaw what the list in the run directory says may be frozen, unless the list is from another
-    `invocation` of a unit (systemd.exec(5), INVOCATION_ID). False if anything may stay frozen.
-
-    In a child, since a FITHAW waits as long as a FIFREEZE that is still inside the kernel.
-    """
+    `invocation` of a unit (systemd.exec(5), INVOCATION_ID). False if anything may stay frozen."""
     journal = Journal()
 
     def warn(message: str) -> None:
-        journal.send(message, Event.NOTE.value, Priority.WARNING, VMSNAP_PHASE="thaw")
+        journal.send(message, Event.NOTE.value, Priority.WARNING, VMSNAP_PHASE=Phase.THAW)
 
     try:
         listed = read_list(run_dir / FROZEN_LIST)
@@ -165,21 +194,13 @@ def thaw_left(run_dir: Path, waiter: Waiter, invocation: str | None = None) -> b
     if not has_ended(int(listed["guard"]), STEP_PATIENCE):
         warn("the guard is still inside a freeze; it thaws as soon as the kernel lets it")
         return True
-
-    def thaw(told: int) -> None:
-        with contextlib.suppress(FileNotFoundError, ListUnreadable):
-            os.write(told, b"+" if thaw_listed(run_dir, warn, session=session) else b"-")
-
-    said = in_child(thaw, "vmsnap-thaw", (), waiter, patience(listed))
-    if said is None:
-        warn("a filesystem is still inside a freeze; it is thawed as soon as the kernel lets us")
-    # Nothing is said by a child that found no list any more, or that was killed.
-    return said == b"+" or (said == b"" and not (run_dir / FROZEN_LIST).exists())
+    thawed = thaw_in_child(run_dir, listed, waiter, warn, session=session)
+    return thawed[0] if thawed else not (run_dir / FROZEN_LIST).exists()
 
 
 def thaw_by_force(run_dir: Path, remove: bool) -> tuple[bool, list[str]]:
     """Thaw what the list says may be frozen, whoever's it is, and `remove` the list. Return whether
-    nothing stays frozen, and what there is to say. In a child, as above."""
+    nothing stays frozen, and what there is to say."""
     nothing = True, [f"nothing to thaw: {run_dir} holds no list of frozen filesystems"]
     try:
         listed = read_list(run_dir / FROZEN_LIST)
@@ -187,24 +208,12 @@ def thaw_by_force(run_dir: Path, remove: bool) -> tuple[bool, list[str]]:
         return nothing
     except ListUnreadable as e:
         return False, [str(e)]
-
-    def thaw(told: int) -> None:
-        words: list[str] = []
-        with contextlib.suppress(FileNotFoundError, ListUnreadable):
-            good = thaw_listed(run_dir, words.append, remove=remove)
-            os.write(told, json.dumps([good, words]).encode())
-        os.close(told)  # a thread of ours may be inside the kernel for as long as it likes
-
-    try:
-        said = in_child(thaw, "vmsnap-thaw", (), Waiter(()), patience(listed))
-    except OSError:  # no more processes, which is when things get killed
-        said = b""
-    if said is None:
-        return False, ["a filesystem is still inside a freeze; it is thawed as soon as that ends"]
-    if said:
-        good, words = json.loads(said)
-        return good, words
-    words = []  # the child was killed: better to hang than to leave something frozen
+    thawed = None
+    with contextlib.suppress(OSError):  # no more processes, which is when things get killed
+        thawed = thaw_in_child(run_dir, listed, Waiter(()), remove=remove)
+    if thawed:
+        return thawed
+    messages: list[str] = []  # the child was killed: better to hang than to leave something frozen
     with contextlib.suppress(FileNotFoundError):
-        return thaw_listed(run_dir, words.append, remove=remove), words
+        return thaw_listed(run_dir, messages.append, remove=remove), messages
     return nothing
