@@ -238,6 +238,10 @@ SCRIPT = {
 }
 
 
+# What is told of these is told of an app.
+OF_APPS = {kind for kinds in SCRIPT.values() for kind in vars(kinds).values()}
+
+
 class Severity(Enum):
     ERROR = "error"
     WARNING = "warning"
@@ -263,7 +267,7 @@ class Problem:
             "severity": self.severity.value,
             "name": self.kind.label,
             "code": self.kind.code,
-            "path": self.path,
+            "path": self.path or self.subject,
             "message": self.message,
             "action": self.kind.action,
         }

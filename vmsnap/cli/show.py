@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,7 @@ def check_command(arguments: argparse.Namespace) -> int:
     if all(app.freeze for app in found.apps):
         inspect_filesystems(found, plan, arguments.run)
     inspect_remains(found, arguments.run)
+    level = found.level  # what follows is no part of a session
     if arguments.etc == Path("/etc"):  # the agents know no other
         diagnose.inspect(found, arguments.state)
     failed = status.failed(arguments.state, arguments.run)
@@ -90,7 +92,7 @@ def check_command(arguments: argparse.Namespace) -> int:
     else:
         paint = report.Paint(colourful(sys.stdout))
         if is_journal(1):
-            send_problems(found.problems, found.level)
+            send_problems(found.problems, level)
         elif found.problems:
             print(problem_list(found.problems, paint))
         names = ", ".join(app.name for app in found.runnable) or "none"
@@ -106,18 +108,14 @@ def check_command(arguments: argparse.Namespace) -> int:
 
 def inspect_filesystems(found: Inspection, plan: Plan, run_dir: Path) -> None:
     """Check that everything in the plan could be frozen, by opening it and closing it again."""
-    from vmsnap.errors import Kind
+    from vmsnap.freeze.failures import unused_excludes
     from vmsnap.freeze.filesystem import open_plan
 
     pinned, failures = open_plan(plan, run_dir)
     for filesystem in pinned:
         os.close(filesystem.fd)
-    for pattern in plan.idle:
-        found.warn(
-            Kind.FREEZE_FAILED, pattern, f"{pattern}: nothing is mounted there to be excluded"
-        )
-    for failure in failures:
-        found.error(failure.kind, failure.subject, failure.message)
+    found.problems += unused_excludes(plan)
+    found.problems += (replace(failure, phase="check") for failure in failures)
 
 
 def inspect_remains(found: Inspection, run_dir: Path) -> None:

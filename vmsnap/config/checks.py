@@ -21,7 +21,7 @@ from vmsnap.config.azure import AZURE_HOOKS, LONGEST_SCRIPT, parse_plugin_host, 
 from vmsnap.config.formats import PLAIN_WORD, Incorrect
 from vmsnap.config.settings import Settings, parse_settings
 from vmsnap.consistency import Level, consistency
-from vmsnap.errors import SCRIPT, Kind, Problem, Severity
+from vmsnap.errors import OF_APPS, SCRIPT, Kind, Problem, Severity
 from vmsnap.system.trusted import Unreadable, Untrusted, open_trusted, read_text
 
 What = TypeVar("What")
@@ -43,7 +43,7 @@ class Inspection:
     @property
     def runnable(self) -> list[App]:
         """The apps whose scripts may run."""
-        disabled = {problem.subject for problem in self.errors}
+        disabled = {problem.subject for problem in self.errors if problem.kind in OF_APPS}
         return [app for app in self.apps if app.name not in disabled]
 
     @property

@@ -7,14 +7,22 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 
-from vmsnap.errors import Kind, Problem
+from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.freeze.filesystem import Filesystem
+from vmsnap.freeze.plan import Plan
 
 # Why the guard thawed without being asked: what it says, and what that means.
 CAUSES = {
     "signal": "the guard was terminated by a signal, and thawed",
     "broken": "the guard failed, and thawed",
 }
+
+
+def unused_excludes(plan: Plan) -> Iterator[Problem]:
+    """Warnings of the patterns of --exclude and [freeze] exclude= that match nothing."""
+    for pattern in plan.idle:
+        message = f"{pattern}: nothing is mounted there to be excluded"
+        yield Problem(Kind.FREEZE_FAILED, message, path=pattern, severity=Severity.WARNING)
 
 
 def freeze_failures(

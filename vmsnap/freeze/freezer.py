@@ -118,7 +118,7 @@ class Freezer:
             write_atomically(self._run / FROZEN_LIST, json.dumps(listed).encode(), 0o600)
         except OSError as e:
             message = f"cannot write the list of what may be frozen into {self._run}: {e.strerror}"
-            return [Problem(Kind.FREEZE_FAILED, message, "freeze", str(self._run))]
+            return [Problem(Kind.FREEZE_FAILED, message, "freeze", path=str(self._run))]
         return []
 
     # --- the freeze ---

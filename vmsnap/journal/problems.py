@@ -1,47 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
 """A problem as a journal record: with the same fields whether the checks or a session have found
-it, so that one query finds both."""
+it, so that one query finds both.
+
+Runs in: engine, caller. While frozen the journal buffers what is sent.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from vmsnap.consistency import Level
-from vmsnap.errors import SCRIPT, Problem, Severity
+from vmsnap.errors import OF_APPS, Kind, Problem, Severity
 from vmsnap.journal.sender import Event, Journal, Priority
 
-OF_SCRIPTS = {kind for kinds in SCRIPT.values() for kind in vars(kinds).values()}
-ON_MOUNTS = ("presync", "freeze", "thaw")  # phases
+OF_MOUNTS = {
+    *(Kind.MOUNT_OPEN_FAILED, Kind.FREEZE_FAILED, Kind.FREEZE_TIMEOUT),
+    *(Kind.THAWED_EARLY, Kind.THAW_FAILED),
+}
 
 
 def send_problem(journal: Journal, problem: Problem, level: Level | None, text: str = "") -> None:
-    """`level`: the best that a snapshot can be all the same; None for what concerns no session.
-    `text`: more lines for the message."""
-    kind, error = problem.kind, problem.severity is Severity.ERROR
+    """An error with its name, its code and `level`: the best that a snapshot can be all the same,
+    None for what concerns no session. A warning is a note, and costs no level. `text`: more lines
+    for the message."""
+    kind = problem.kind
+    fields: dict[str, str] = {}
+    if problem.severity is Severity.WARNING:
+        message_id, priority, message = Event.NOTE.value, Priority.WARNING, problem.message
+    else:
+        message_id, priority = kind.message_id, Priority.ERROR
+        message = f"{kind.label}: {problem.message}"
+        fields = {"VMSNAP_ERROR": kind.label, "VMSNAP_CODE": str(kind.code)}
+        if level is not None:
+            fields["VMSNAP_CONSISTENCY"] = level.word
     journal.send(
-        f"{kind.label}: {problem.message}" + (f"\n{text}" if text else ""),
-        kind.message_id if error else Event.NOTE.value,
-        Priority.ERROR if error else Priority.WARNING,
+        f"{message}\n{text}" if text else message,
+        message_id,
+        priority,
         VMSNAP_PHASE=str(problem.phase),
-        VMSNAP_ERROR=kind.label,
-        VMSNAP_CODE=str(kind.code),
-        **({} if level is None else {"VMSNAP_CONSISTENCY": level.word}),
+        **fields,
         **about(problem),
     )
 
 
 def about(problem: Problem) -> dict[str, str]:
     """The fields that name what a problem is about."""
-    found = {"VMSNAP_SUBJECT": problem.path, subject_field(problem): problem.subject}
-    if not problem.subject:
-        found = {"VMSNAP_SUBJECT": problem.path}
+    found = {"VMSNAP_SUBJECT": problem.path}
+    if problem.subject:
+        found[subject_field(problem)] = problem.subject
     return {field: value for field, value in found.items() if value}
 
 
 def subject_field(problem: Problem) -> str:
-    if problem.phase in ("pre", "post") or problem.kind in OF_SCRIPTS:
+    if problem.kind in OF_APPS:
         return "VMSNAP_APP"
-    on_a_mount = problem.phase in ON_MOUNTS and problem.subject.startswith("/")
+    on_a_mount = problem.kind in OF_MOUNTS and problem.subject.startswith("/")
     return "VMSNAP_MOUNT" if on_a_mount else "VMSNAP_SUBJECT"
 
 

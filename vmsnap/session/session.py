@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Protocol
 
 from vmsnap import progress
@@ -25,6 +26,7 @@ from vmsnap.config import checks
 from vmsnap.config.app import App
 from vmsnap.consistency import Level, consistency
 from vmsnap.errors import SCRIPT, Kind, Problem
+from vmsnap.freeze.failures import unused_excludes
 from vmsnap.freeze.freezer import Freezer
 from vmsnap.freeze.frozen_list import thaw_earlier
 from vmsnap.freeze.plan import count_disks, make_plan
@@ -210,8 +212,7 @@ class Session:
             self.journal.decided(
                 f"{entry.mount}: {entry.action.value}{step} {entry.reason}".strip()
             )
-        for pattern in plan.idle:
-            self.record.note(f"{pattern}: nothing is mounted there to be excluded")
+        self.record.fail(*(replace(w, phase=Phase.PRESYNC) for w in unused_excludes(plan)))
         self.freezer = freezer = Freezer(
             self.options.run_dir, self.id, settings.freeze_timeout, self.hold_seconds, self.waiter
         )

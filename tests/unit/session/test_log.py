@@ -17,33 +17,35 @@ from ..journal.test_sender import Receiver
 
 
 @pytest.mark.parametrize(
-    ("phase", "subject", "field"),
+    ("kind", "phase", "subject", "field"),
     [
-        ("pre", "web", "VMSNAP_APP"),
-        ("post", "web", "VMSNAP_APP"),
-        ("freeze", "/srv", "VMSNAP_MOUNT"),
-        ("thaw", "/srv", "VMSNAP_MOUNT"),
-        ("thaw", "guard", "VMSNAP_SUBJECT"),
-        ("check", "/etc/vmsnap/vmsnap.conf", "VMSNAP_SUBJECT"),
-        ("snapshot", "/opt/snap", "VMSNAP_SUBJECT"),
+        (Kind.PRE_SCRIPT_TIMEOUT, "pre", "web", "VMSNAP_APP"),
+        (Kind.POST_SCRIPT_EXECUTION_FAILED, "post", "web", "VMSNAP_APP"),
+        (Kind.PRE_SCRIPT_NOT_FOUND, "check", "web", "VMSNAP_APP"),
+        (Kind.FREEZE_FAILED, "freeze", "/srv", "VMSNAP_MOUNT"),
+        (Kind.MOUNT_OPEN_FAILED, "check", "/srv", "VMSNAP_MOUNT"),
+        (Kind.THAW_FAILED, "thaw", "/srv", "VMSNAP_MOUNT"),
+        (Kind.GUARD_LOST, "thaw", "guard", "VMSNAP_SUBJECT"),
+        (Kind.INCORRECT_SETTINGS, "check", "/etc/vmsnap/vmsnap.conf", "VMSNAP_SUBJECT"),
+        (Kind.SNAPSHOT_FAILED, "snapshot", "/opt/snap", "VMSNAP_SUBJECT"),
     ],
 )
 def test_a_failure_reaches_the_journal_with_the_fields_of_the_design(
-    tmp_path: Path, phase: str, subject: str, field: str
+    tmp_path: Path, kind: Kind, phase: str, subject: str, field: str
 ) -> None:
     receiver = Receiver(tmp_path / "socket")
     journal = Journal({"VMSNAP_SESSION": "s-1"}, receiver.path)
     record = Record(journal, lambda _: None, lambda: Level.CRASH)
-    assert record.fail(Problem(Kind.FREEZE_FAILED, "it is busy", phase, subject))
+    assert record.fail(Problem(kind, "it is busy", phase, subject))
     (found,) = receiver.records()
     receiver.socket.close()
     assert journal._socket
     journal._socket.close()
     assert found["PRIORITY"] == "3"
-    assert found["MESSAGE"] == "FreezeFailed: it is busy"
-    assert found["MESSAGE_ID"] == Kind.FREEZE_FAILED.message_id
+    assert found["MESSAGE"] == f"{kind.label}: it is busy"
+    assert found["MESSAGE_ID"] == kind.message_id
     assert found["VMSNAP_PHASE"] == phase
-    assert (found["VMSNAP_ERROR"], found["VMSNAP_CODE"]) == ("FreezeFailed", "121")
+    assert (found["VMSNAP_ERROR"], found["VMSNAP_CODE"]) == (kind.label, str(kind.code))
     assert found["VMSNAP_CONSISTENCY"] == "crash"
     assert found[field] == subject
 
