@@ -221,6 +221,22 @@ def test_one_query_finds_a_bad_script_in_the_check_and_in_a_session(
     assert words(checked).splitlines()[0] == words(session)
 
 
+@both_ways
+def test_one_query_finds_a_mount_point_in_the_check_and_in_a_session(
+    container: Container, way: str
+) -> None:
+    container.write("/etc/vmsnap/vmsnap.conf", "[freeze]\nonly = /nowhere\n")
+    assert container.systemctl("start", "vmsnap-check.service", check=False).returncode == 1
+    result = take(container, way)
+    checked, session = container.journal("VMSNAP_ERROR=MountOpenFailed", "VMSNAP_MOUNT=/nowhere")
+    assert session["VMSNAP_SESSION"] == result["session"]
+    assert (checked["VMSNAP_PHASE"], session["VMSNAP_PHASE"]) == ("check", "freeze")
+    assert checked["VMSNAP_CONSISTENCY"] == session["VMSNAP_CONSISTENCY"] == "crash"
+    fields = [{k for k in record if k.startswith("VMSNAP_")} for record in (checked, session)]
+    assert fields[1] - fields[0] == {"VMSNAP_SESSION"}
+    assert fields[0] <= fields[1]
+
+
 def test_no_two_kinds_of_record_share_their_id() -> None:
     assert len({*KINDS, *EVENTS}) == len(Kind) + len(Event)
 

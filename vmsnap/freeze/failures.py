@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a freeze and a thaw amount to, in the words of the catalogue."""
+"""What a freeze and a thaw amount to, in the words of the catalogue.
+
+Runs in: engine, caller (`vmsnap check`). While frozen: no file, no journal, no import.
+"""
 
 from __future__ import annotations
 

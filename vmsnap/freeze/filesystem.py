@@ -2,6 +2,8 @@
 """Opening the filesystems of a plan so that they are certainly those, and stay them.
 
 While the descriptor is open, umount fails instead of hiding a frozen superblock.
+
+Runs in: engine, caller (`vmsnap check`). While frozen: no file, no journal, no import.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@
 Who thaws: the guard, at a word, at its deadlines and at the engine's death. If the guard is lost,
 killed or without an answer, the engine thaws with its own descriptors. If both are killed a
 supervisor does, by the list in the run directory, and after it `vmsnap thaw --force`.
+
+Runs in: engine, a fork of it that thaws. While frozen: no file but in the run directory, no
+journal, no import.
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The list of what may be frozen, in the run directory: written before the first FIFREEZE, removed
-when nothing in it is frozen any more, and how to thaw by it when engine and guard are gone."""
+when nothing in it is frozen any more, and how to thaw by it when engine and guard are gone.
+
+Runs in: engine, supervisor, caller (`vmsnap thaw --force`), forks of them. While frozen: no file
+but the list and the mount points in it, no import.
+"""
 
 from __future__ import annotations
 

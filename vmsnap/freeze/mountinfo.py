@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's mount tables (proc(5), /proc/PID/mountinfo), of every mount namespace, as data."""
+"""The kernel's mount tables (proc(5), /proc/PID/mountinfo), of every mount namespace, as data.
+
+Runs in: engine, caller. Not while this session has anything frozen.
+"""
 
 from __future__ import annotations
 

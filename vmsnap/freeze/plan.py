@@ -3,6 +3,8 @@
 
 Built from the mount tables and from sysfs, which says what lies on what. Nothing is opened or
 changed.
+
+Runs in: engine, caller. Not while this session has anything frozen.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thawing without the guard: many filesystems at once, each in a thread of its own."""
+"""Thawing without the guard: many filesystems at once, each in a thread of its own.
+
+Runs in: engine, supervisor, caller, forks of them. While frozen: no file, no journal, no import.
+"""
 
 from __future__ import annotations
 

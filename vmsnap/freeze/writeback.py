@@ -5,6 +5,8 @@ One syncfs of 50 MiB queues all of it ahead of other writers and stalls them lon
 does. This requests one MiB, waits until it is on the disk, and requests the next, so that other
 writes get their turn. sync_file_range needs files: those that any process has open. It changes
 nothing and opens nothing; what it cannot reach is left to syncfs.
+
+Runs in: a fork of the engine. Not while frozen.
 """
 
 from __future__ import annotations

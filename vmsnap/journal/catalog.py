@@ -72,7 +72,7 @@ There is nothing to do. `vmsnap status` shows how far it is. All its records:
     Event.PHASE: (
         "A phase of a session has begun",
         """Session @VMSNAP_SESSION@ has reached phase @VMSNAP_PHASE@. The phases are `check`
-(configuration), `pre` (the applications' pre-scripts), `presync` (writing out what is dirty),
+(configuration), `pre` (the applications' pre-scripts), `presync` (writing back dirty pages),
 `freeze`, `snapshot`, `thaw`, `post` (the post-scripts) and `report`.
 
 There is nothing to do.""",

@@ -168,8 +168,8 @@ No hay nada que hacer. `vmsnap status` muestra por dónde va. Todos sus registro
     Event.PHASE: (
         "Ha comenzado una fase de una sesión",
         """La sesión @VMSNAP_SESSION@ ha llegado a la fase @VMSNAP_PHASE@. Las fases son `check`
-(configuración), `pre` (los pre-scripts de las aplicaciones), `presync` (escribir en disco lo que
-está pendiente), `freeze`, `snapshot`, `thaw`, `post` (los post-scripts) y `report`.
+(configuración), `pre` (los pre-scripts de las aplicaciones), `presync` (escribir en disco las
+páginas modificadas), `freeze`, `snapshot`, `thaw`, `post` (los post-scripts) y `report`.
 
 No hay nada que hacer.""",
     ),

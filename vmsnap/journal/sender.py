@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structured records to the systemd journal, held back while anything is frozen.
+"""Structured records to the systemd journal, buffered while anything is frozen.
 
 The sender is our own because it must never block for good: with / frozen journald stops reading,
 and a blocking sender would then wait for the thaw that it is itself in the way of. journald's queue
 holds 512 datagrams of all senders together (net.unix.max_dgram_qlen), so a full one is waited for,
-but once only; then what cannot be sent at once is dropped, counted and said. Protocol:
+but once only; then what cannot be sent at once is dropped, counted and reported. Protocol:
 https://systemd.io/JOURNAL_NATIVE_PROTOCOL/
+
+Runs in: engine, supervisor, caller. While frozen: nothing is sent; the engine has it buffer.
 """
 
 from __future__ import annotations

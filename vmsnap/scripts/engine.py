@@ -6,6 +6,8 @@ to, stays to reap what a successful one leaves running, and runs the post-script
 by itself when the engine has died, since an application that was quiesced must be resumed whatever
 happens. It then removes the app's private directory. It holds the session's lock, so that no new
 session starts meanwhile.
+
+Runs in: engine. While frozen: no file, no journal, no import.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ SUPERVISOR = "vmsnap-scripts"  # the name of the process
 
 
 class AppScripts:
-    """The engine's side: start the scripts of one app and hear how they ended."""
+    """The engine's side: start the scripts of one app and receive how they ended."""
 
     def __init__(
         self,
@@ -111,8 +113,8 @@ def run_scripts(
 ) -> None:
     """Run the scripts of one phase, all at once, and wait for all.
 
-    If `interruptible`, an interruption of the engine stops them. `tell` hears of attempts as
-    they begin and of the ends as they come.
+    If `interruptible`, an interruption of the engine stops them. `tell` gets attempts as
+    they begin and ends as they come.
     """
     for scripts in everyone:
         scripts.start(phase, env)
@@ -126,10 +128,10 @@ def run_scripts(
         deadline = min(scripts.deadline(phase) for scripts in running)
         ready = waiter.wait([scripts.fileno() for scripts in running], deadline)
         for scripts in tuple(running):
-            heard = scripts.receive() if scripts.fileno() in ready else None
-            if heard is None and time.monotonic() > scripts.deadline(phase):
-                heard = scripts.lost("its supervisor does not answer")
-            if isinstance(heard, ScriptRun):
+            received = scripts.receive() if scripts.fileno() in ready else None
+            if received is None and time.monotonic() > scripts.deadline(phase):
+                received = scripts.lost("its supervisor does not answer")
+            if isinstance(received, ScriptRun):
                 running.remove(scripts)
-            if heard is not None:
-                tell(scripts, heard)
+            if received is not None:
+                tell(scripts, received)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A script's output: line by line to the journal, and its end for the error message."""
+"""A script's output: line by line to the journal, and its end for the error message.
+
+Runs in: supervisor. Not while frozen.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One app's scripts inside their supervisor: attempts within one budget of time, clean ends."""
+"""One app's scripts inside their supervisor: attempts within one budget of time, clean ends.
+
+Runs in: supervisor (made in the engine, before the fork). Not while frozen: a supervisor whose
+engine has died thaws first.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +74,7 @@ class Runner:
             phase = str(order["run"])
             started.add(phase)
             run = self.run_script(supervisor, phase, order["env"])
-            if phase == "post":  # no longer pending (session/recovery.py)
+            if phase == "post":  # nothing is pending any more (session/recovery.py)
                 remove_tree(self.directory)
             supervisor.send(phase=phase, **asdict(run))
         if "pre" in started and "post" not in started and self.app.post:

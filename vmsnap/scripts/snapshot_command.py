@@ -4,6 +4,8 @@
 Everything that can be done before the freeze is: the command is looked up, its supervisor forked
 and its pipes made, so that inside the write stall there is one message, one spawn and the command
 itself.
+
+Runs in: engine, supervisor. While frozen: no file, no journal, no import.
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ class Command:
                         os.close(fd)
 
             ending = supervisor.run(start, None)
-            supervisor.send(**asdict(ending))  # at once: everything is frozen until this is heard
+            supervisor.send(
+                **asdict(ending)
+            )  # at once: everything is frozen until this is received
             if not ending.ok:
                 supervisor.end_everything(grace)
             supervisor.order()

@@ -8,6 +8,9 @@ and what one app's script left behind is never taken for another's.
 It talks with the engine in JSON messages over a socket. If the engine dies, the supervisor reads
 end of file, makes sure that everything is thawed, and ends what it runs; if the supervisor dies,
 the engine reads end of file.
+
+Runs in: engine (Link), supervisor. While frozen: no file but /proc and the list in the run
+directory, no journal, no import.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from vmsnap.system.process import PIPE_READS, Ending, descendants, drain, ending
 from vmsnap.system.waiter import Waiter
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-KILL_PATIENCE = 5.0  # seconds for SIGKILL to take effect: not in uninterruptible sleep (D state)
+# Seconds for SIGKILL to take effect: not in uninterruptible sleep (D state), waiting for a disk.
+KILL_PATIENCE = 5.0
 MESSAGE_BYTES = 1 << 17
 
 
@@ -215,9 +219,7 @@ class Supervisor:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
                         if number == signal.SIGTERM:
-                            os.kill(
-                                pid, signal.SIGCONT
-                            )  # a stopped process handles no other signal
+                            os.kill(pid, signal.SIGCONT)  # a stopped process gets nothing else
                 signalled |= left
                 if time.monotonic() >= deadline:
                     break

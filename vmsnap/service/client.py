@@ -3,6 +3,8 @@
 
 Both start or stop vmsnap-session.service, wait, and look up what became of it. Neither owns
 anything, so nothing ends with them: what a killed caller began is thawed at the end of its hold.
+
+Runs in: caller. While frozen: writes no file but in the run directory.
 """
 
 from __future__ import annotations

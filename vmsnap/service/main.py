@@ -8,7 +8,7 @@ hold. If this process is killed the guard thaws too, the supervisors run the pos
 ExecStopPost= (session/recovery.py) does what all of them left undone and gives the session its
 result.
 
-Runs in: engine. While frozen: no file, no journal, no import.
+Runs in: engine. While frozen: no file but in the run directory, no journal, no import.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class CallerTaker:
 
 def doubts(confirmed: str, signalled: str) -> str:
     """Why a signal that ends the hold does not mean that the snapshot has been taken, if `vmsnap
-    thaw` has not said so. "" if it does, since it is from a plain `systemctl stop`."""
+    thaw` has not confirmed it. "" if it does, since it is from a plain `systemctl stop`."""
     if confirmed == FAILED:
         return "`vmsnap thaw --failed`: the snapshot has not been taken"
     if signalled != "SIGTERM":

@@ -11,6 +11,8 @@ The confirmation tells the engine whether the snapshot of a held session has bee
 empty file, named after its meaning and the session, that is there before the engine is told to
 thaw. An end of the hold without it confirms nothing, unless it comes from a plain `systemctl stop`
 (main.py).
+
+Runs in: caller, engine. While frozen: no file but in the run directory, no journal, no import.
 """
 
 from __future__ import annotations
@@ -135,7 +137,7 @@ def open_locked(run_dir: Path) -> int | None:
 
 def confirm(run_dir: Path, session: str, word: str) -> None:
     """Before the engine is told to thaw: whether the snapshot has been taken."""
-    with contextlib.suppress(OSError):  # a full tmpfs: then the session fails, which is said
+    with contextlib.suppress(OSError):  # a full tmpfs: then the session fails, and reports it
         os.close(
             os.open(
                 confirmation_path(run_dir, session, word),

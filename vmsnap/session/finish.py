@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The result of a session, put together from everything that took part in it, kept and told."""
+"""The result of a session, put together from everything that took part in it, kept and told.
+
+Runs in: engine, a fork of it that writes what may lie on a disk. Not while frozen.
+"""
 
 from __future__ import annotations
 

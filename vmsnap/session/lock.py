@@ -3,6 +3,8 @@
 
 The guard and the scripts' supervisors inherit the lock, so a new session cannot start before
 those of a killed one have thawed and resumed everything.
+
+Runs in: engine, caller. Not in the engine while frozen.
 """
 
 from __future__ import annotations

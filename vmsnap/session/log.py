@@ -2,6 +2,8 @@
 """What a session remembers of itself while it runs: what went wrong and what happened when.
 
 Everything remembered is told to the journal as well. What it all amounts to is decided elsewhere.
+
+Runs in: engine. While frozen: no file, no import, and the journal buffers.
 """
 
 from __future__ import annotations

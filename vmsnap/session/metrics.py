@@ -3,6 +3,8 @@
 
 The counts live in the file alone: they go on from what it says, and begin anew if it is removed
 (https://prometheus.io/docs/instrumenting/exposition_formats/).
+
+Runs in: engine, a fork of it that writes the file. Not while frozen.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ environment says so: in any other unit it is not the main process.
 
 Every second it sends how far the session is, that the engine lives (WATCHDOG=1), and that it needs
 more time: so a timeout of the unit ends a hung engine, but never a script that may go on.
+
+Runs in: engine, caller (`vmsnap check`). While frozen: no file, no journal, no import; the service
+manager reads its socket whatever is frozen.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vmsnap run`: a session around a command that takes the snapshot.
 
-Runs in: engine. While frozen: no file, no journal, no import.
+Runs in: engine. While frozen: no file but in the run directory, no journal, no import.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ undo runs, whatever became of the others. How a failure lowers the consistency s
 consistency.py; who takes the snapshot is given: run.py has a command do it, service/main.py whoever
 has started the unit.
 
-Runs in: engine. While frozen: no file, no journal, no import.
+Runs in: engine. While frozen: no file but in the run directory, no journal, no import.
 """
 
 from __future__ import annotations
@@ -294,11 +294,11 @@ class Session:
     def run_scripts(self, wanted: list[AppScripts], env: dict[str, str]) -> None:
         phase = self.record.phase.value
 
-        def tell(scripts: AppScripts, heard: ScriptRun | int) -> None:
-            if isinstance(heard, ScriptRun):
-                self.script_ended(scripts.app.name, phase, heard)
+        def tell(scripts: AppScripts, received: ScriptRun | int) -> None:
+            if isinstance(received, ScriptRun):
+                self.script_ended(scripts.app.name, phase, received)
             else:
-                self.record.mark(f"{phase}-attempt {heard}", scripts.app.name)
+                self.record.mark(f"{phase}-attempt {received}", scripts.app.name)
 
         run_scripts(wanted, phase, env, self.waiter, tell, interruptible=phase == "pre")
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting processes: programs by spawn, pieces of vmsnap itself by fork. All are started here."""
+"""Starting processes: programs by spawn, pieces of vmsnap itself by fork. All are started here.
+
+Runs in: engine, supervisor, caller. While frozen: no file, no journal, no import.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,7 @@ def fork(body: Callable[[], None], name: str, keep: Collection[int]) -> int:
     """Run `body` in a child of a session of its own, with no descriptors but `keep`.
 
     Closing the others matters above all for our ends of other children's pipes and sockets: their
-    end of file is how these hear of our death.
+    end of file is how these learn of our death.
     """
     pid = os.fork()
     if pid:

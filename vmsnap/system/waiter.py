@@ -3,6 +3,8 @@
 deadline.
 
 Signals only set a word and wake the wait; what they mean is decided where the wait was called.
+
+Runs in: engine, supervisor, caller. While frozen: no file, no journal, no import.
 """
 
 from __future__ import annotations
