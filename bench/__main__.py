@@ -22,8 +22,8 @@ from typing import NoReturn
 
 from bench import results
 from bench.costs import costs
-from bench.disks import NotEnoughRoom, disks, memory
-from bench.engines import Engine, Failed, Fsfreeze, Nothing, Vmsnap, qemu_guest_agent
+from bench.disks import NotEnoughRoomError, disks, memory
+from bench.engines import Engine, EngineError, Fsfreeze, Nothing, Vmsnap, qemu_guest_agent
 from bench.load import Kind, dirty_data_stays
 from bench.machine import machine
 from bench.quiet import Quiet
@@ -88,7 +88,7 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         say(f"{error.cmd[0]} failed: {(error.output or '').strip()}")
         return 1
-    except (Failed, NotEnoughRoom, subprocess.TimeoutExpired, OSError) as error:
+    except (EngineError, NotEnoughRoomError, subprocess.TimeoutExpired, OSError) as error:
         say(f"the bench failed: {error}")
         return 1
     tell("")

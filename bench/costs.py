@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.disks import libc, output, thaw
-from bench.engines import PATIENCE_S, VMSNAP, Failed, Vmsnap, said
+from bench.engines import PATIENCE_S, VMSNAP, EngineError, Vmsnap, said
 from bench.quiet import Quiet
 from bench.stalls import Tell, milliseconds
 
@@ -121,7 +121,7 @@ def app(tool: Vmsnap) -> Iterator[None]:
 def script_phases(result: dict[str, Any]) -> float:
     at = {event["event"]: event["at"] for event in result["timeline"] if not event["subject"]}
     if result["consistency"] != "application" or len(result["apps"]) != 1:
-        raise Failed(f"vmsnap did not run the scripts: {result['errors']}")
+        raise EngineError(f"vmsnap did not run the scripts: {result['errors']}")
     return milliseconds(at["presync"] - at["pre"] + at["report"] - at["post"])
 
 
@@ -144,7 +144,7 @@ def mounts_in_all(base: Path, mount: Path, size: int) -> Iterator[None]:
     try:
         have = len(Path("/proc/self/mountinfo").read_text().splitlines())
         if have > size:
-            raise Failed(f"found {have} mounts on this machine already, wanted {size}")
+            raise EngineError(f"found {have} mounts on this machine already, wanted {size}")
         for number in range(size - have):
             target = base / str(number)
             target.mkdir()
@@ -183,7 +183,7 @@ def thaw_after_kill(tool: Vmsnap, mounts: tuple[Path, ...]) -> float:
     )
     try:
         if not select.select([marker], [], [], PATIENCE_S)[0]:
-            raise Failed("vmsnap did not run its command")
+            raise EngineError("vmsnap did not run its command")
         writes = [Write(file) for file in files]
         for write in writes:
             write.wait_until_stalled()
@@ -220,7 +220,7 @@ class Write:
         deadline = time.monotonic() + PATIENCE_S
         while path.read_text().rpartition(")")[2].split()[0] != "D":
             if not self.thread.is_alive() or time.monotonic() > deadline:
-                raise Failed("a write did not stall during the hold")
+                raise EngineError("a write did not stall during the hold")
             self.thread.join(0.001)
 
 

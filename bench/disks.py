@@ -36,7 +36,7 @@ MAKE = {
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-class NotEnoughRoom(Exception):
+class NotEnoughRoomError(Exception):
     """The images do not fit."""
 
 
@@ -68,7 +68,9 @@ def disks(home: Path, count: int) -> Iterator[tuple[Path, ...]]:
     needed = sum(SIZE_MIB[kind] for kind in kinds) << 20
     free = shutil.disk_usage(home).free
     if free < needed * 1.1:
-        raise NotEnoughRoom(f"found {free >> 20} MiB free on {home.parent}, need {needed >> 20}")
+        raise NotEnoughRoomError(
+            f"found {free >> 20} MiB free on {home.parent}, need {needed >> 20}"
+        )
     with contextlib.ExitStack() as undo:
         mounts = []
         for number, kind in enumerate(kinds):

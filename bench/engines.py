@@ -21,7 +21,7 @@ PATIENCE_S = 120.0
 VMSNAP = Path(sys.executable).with_name("vmsnap")
 
 
-class Failed(Exception):
+class EngineError(Exception):
     """An engine did not do what it was asked for."""
 
 
@@ -84,7 +84,7 @@ class Vmsnap:
         end = time.monotonic()
         frozen = [f for f in result["filesystems"] if f["freeze_ms"] is not None]
         if len(frozen) != len(mounts):
-            raise Failed(f"vmsnap froze {len(frozen)} of {len(mounts)} filesystems")
+            raise EngineError(f"vmsnap froze {len(frozen)} of {len(mounts)} filesystems")
         events = result["timeline"]
         first = min(event["at"] for event in events if event["event"] == "freezing")
         held = next(event["at"] for event in events if event["event"] == "held")
@@ -113,7 +113,7 @@ class QemuGuestAgent:
         self.connection.sendall(request.encode() + b"\n")
         answer = json.loads(self.answers.readline())
         if answer.get("return") != expected:
-            raise Failed(f"qemu-ga answered {command} with {answer}, expected {expected}")
+            raise EngineError(f"qemu-ga answered {command} with {answer}, expected {expected}")
 
 
 @contextlib.contextmanager
@@ -145,7 +145,7 @@ def connect(connection: socket.socket, path: Path, process: subprocess.Popen[byt
             return
         except (FileNotFoundError, ConnectionRefusedError):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise Failed("qemu-ga did not start") from None
+                raise EngineError("qemu-ga did not start") from None
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.01)
 
@@ -167,7 +167,7 @@ class Fsfreeze:
 
 
 def said(command: list[str]) -> str:
-    """What the command says on stdout. Failed if it fails."""
+    """What the command says on stdout. EngineError if it fails."""
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -179,5 +179,5 @@ def said(command: list[str]) -> str:
     )
     if done.returncode != 0:
         words = (done.stderr or done.stdout).strip()[:1500]
-        raise Failed(f"{Path(command[0]).name} ended with {done.returncode}: {words}")
+        raise EngineError(f"{Path(command[0]).name} ended with {done.returncode}: {words}")
     return done.stdout

@@ -15,11 +15,11 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from demo import disks, stage, survivors
-from demo.control import Refused, ask
+from demo.control import RefusedError, ask
 from demo.proof import Finding, prove
 from demo.stage import Stage
 from demo.story import Steps, fact, say, verdict
-from demo.tool import CHECKOUT, Failed, Tool
+from demo.tool import CHECKOUT, DemoError, Tool
 
 INSIDE = "--inside"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -53,7 +53,7 @@ def main() -> int:
         return 128 + reason.number
     except subprocess.CalledProcessError as error:
         return failed(f"{error.cmd[0]} failed: {(error.output or '').strip()}")
-    except (Failed, Refused, OSError) as error:
+    except (DemoError, RefusedError, OSError) as error:
         return failed(str(error))
     return 0
 
@@ -132,7 +132,7 @@ def snapshot(steps: Steps, scene: Stage, tool: Tool) -> int:
     tool.snapshot(scene.copying("with"))
     result = tool.result()
     if (result.get("outcome"), result.get("consistency")) != ("success", "application"):
-        raise Failed(f"vmsnap calls its snapshot {outline(result)}")
+        raise DemoError(f"vmsnap calls its snapshot {outline(result)}")
     said = scene.said.read_text().strip()
     fact(f"the application had said: {said}")
     return int(said.partition(" ")[2])
@@ -165,7 +165,7 @@ def conclude(withs: tuple[Finding, ...], withouts: tuple[Finding, ...]) -> None:
         fact("Without vmsnap, nothing was wrong this time: luck, not a guarantee.")
     broken = [finding.question for finding in withs if not finding.holds]
     if broken:
-        raise Failed(f"of the copies made with vmsnap, this did not hold: {'; '.join(broken)}")
+        raise DemoError(f"of the copies made with vmsnap, this did not hold: {'; '.join(broken)}")
     fact("With vmsnap, every proof held: the snapshot is application-consistent.")
 
 

@@ -63,7 +63,7 @@ class Control:
         return None
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The application is not there, or did not do what it was asked."""
 
 
@@ -76,16 +76,16 @@ def ask(path: Path, request: str, timeout_s: float = 40.0) -> str:
             with connection.makefile() as lines:
                 answer = lines.readline().strip()
     except OSError as error:
-        raise Refused(f"the application does not answer '{request}': {error}") from error
+        raise RefusedError(f"the application does not answer '{request}': {error}") from error
     if not answer or answer.startswith(REFUSED):
-        raise Refused(f"the application to '{request}': {answer or 'hung up'}")
+        raise RefusedError(f"the application to '{request}': {answer or 'hung up'}")
     return answer
 
 
 def main(arguments: list[str]) -> int:
     try:
         print(ask(Path(arguments[0]), " ".join(arguments[1:])))
-    except Refused as refused:
+    except RefusedError as refused:
         print(refused, file=sys.stderr)
         return 1
     return 0

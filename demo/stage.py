@@ -16,7 +16,7 @@ from demo import disks
 from demo.disks import Disk
 from demo.proof import Copies
 from demo.story import fact
-from demo.tool import CHECKOUT, ENDING_S, Failed
+from demo.tool import CHECKOUT, ENDING_S, DemoError
 
 # Root-owned and writable by nobody else all the way up, as vmsnap demands of a configuration
 # (/var/tmp is not), and on a disk.
@@ -91,7 +91,7 @@ def application(stage: Stage) -> Iterator[None]:
     try:
         assert process.stdin and process.stdout
         if process.stdout.readline() != b"ready\n":
-            raise Failed("the application did not start")
+            raise DemoError("the application did not start")
         yield
     finally:
         with contextlib.ExitStack() as stack:

@@ -38,7 +38,7 @@ cd {checkout}
 """
 
 
-class Failed(Exception):
+class DemoError(Exception):
     """The demo cannot go on, or a proof did not hold."""
 
 
@@ -93,9 +93,9 @@ class Tool:
         try:
             last = json.loads(done.stdout)["last"]
         except (ValueError, KeyError) as error:
-            raise Failed(f"vmsnap status --json gave no last result: {error!r}") from error
+            raise DemoError(f"vmsnap status --json gave no last result: {error!r}") from error
         if not isinstance(last, dict):
-            raise Failed(f"vmsnap status --json gave as last result: {last!r}")
+            raise DemoError(f"vmsnap status --json gave as last result: {last!r}")
         return last
 
     @property
@@ -107,7 +107,7 @@ class Tool:
         return tuple(word for mount in self.only for word in ("--only", str(mount)))
 
     def _pass_through(self, *arguments: str) -> None:
-        """vmsnap speaks for itself; Failed unless it says success."""
+        """vmsnap speaks for itself; DemoError unless it says success."""
         story.typed(("vmsnap", *arguments), {f"{self.home}/": "$D/", f"{CHECKOUT}/": ""})
         command = (str(VMSNAP), *arguments)
         with survivors.outlived(ENDING_S):
@@ -115,7 +115,7 @@ class Tool:
             status = ended(process)
         if status != 0:
             how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
-            raise Failed(f"vmsnap {arguments[0]} {how}")
+            raise DemoError(f"vmsnap {arguments[0]} {how}")
 
 
 def ended(process: subprocess.Popen[bytes]) -> int:
@@ -123,7 +123,7 @@ def ended(process: subprocess.Popen[bytes]) -> int:
     try:
         return process.wait(SESSION_S)
     except subprocess.TimeoutExpired as error:
-        raise Failed(f"vmsnap did not end within {SESSION_S:.0f} s") from error
+        raise DemoError(f"vmsnap did not end within {SESSION_S:.0f} s") from error
     finally:
         if process.poll() is None:
             process.terminate()

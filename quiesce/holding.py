@@ -29,7 +29,7 @@ SOCKET, ENDED = "holder", "ended"  # in VMSNAP_SCRIPT_DIR
 MARK = "-vmsnap-"  # what the client prints when it has done what it was asked
 
 
-class Failed(Exception):
+class QuiesceError(Exception):
     """What was found, what was expected and what to do, in one line."""
 
 
@@ -42,7 +42,7 @@ def main(pre: Callable[[], None], post: Callable[[], None]) -> int:
     try:
         os.chdir(os.environ["VMSNAP_SCRIPT_DIR"])
         phase()
-    except (Failed, OSError) as e:
+    except (QuiesceError, OSError) as e:
         print(f"<3>{e}", file=sys.stderr)  # sd-daemon(3): an error
         return 1
     return 0
@@ -95,7 +95,9 @@ class Session:
         try:
             account = pwd.getpwnam(user)
         except KeyError:
-            raise Failed(f"found no system user {user!r}, expected the one to log in as") from None
+            raise QuiesceError(
+                f"found no system user {user!r}, expected the one to log in as"
+            ) from None
         try:
             self._client = subprocess.Popen(
                 argv,
@@ -116,7 +118,9 @@ class Session:
                 extra_groups=os.getgrouplist(user, account.pw_gid),
             )
         except FileNotFoundError:
-            raise Failed(f"found no program {argv[0]}, expected the server's client") from None
+            raise QuiesceError(
+                f"found no program {argv[0]}, expected the server's client"
+            ) from None
         self._pidfd = os.pidfd_open(self._client.pid)
 
     def fileno(self) -> int:
@@ -136,7 +140,7 @@ class Session:
             if line == f"{MARK}\n":
                 return rows
             rows.append(line.rstrip("\n").split("\t"))
-        raise Failed(self.last_words)
+        raise QuiesceError(self.last_words)
 
     @property
     def last_words(self) -> str:
@@ -193,7 +197,7 @@ def keep(
         try:
             answer = f"released\n{release()}"
             session.close()
-        except Failed as e:
+        except QuiesceError as e:
             answer = f"lost\n{e}"
             session.kill()
         caller.sendall(answer.encode())
@@ -205,7 +209,7 @@ def keep(
 
 
 def overdue(*_: object) -> None:
-    raise Failed("the server does not answer")
+    raise QuiesceError("the server does not answer")
 
 
 def let_go(what: str) -> None:
@@ -223,7 +227,7 @@ def let_go(what: str) -> None:
     if status != "released":
         ended = Path(ENDED)
         words = words or (ended.read_text() if ended.exists() else "the holder was killed")
-        raise Failed(
+        raise QuiesceError(
             f"{what} was not held until now, so the snapshot is not what it claims: {words}"
         )
     print(words)
@@ -270,7 +274,9 @@ def opened(directory: Path) -> Iterator[int]:
     try:
         found = os.fstat(fd)
         if found.st_uid != 0 or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise Failed(f"{directory}: others can write there, expected a directory of root's own")
+            raise QuiesceError(
+                f"{directory}: others can write there, expected a directory of root's own"
+            )
         yield fd
     finally:
         os.close(fd)

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from release import deb, repository, rpm, source
-from release.changelog import Inconsistent
-from release.command import Failed
+from release.changelog import InconsistentError
+from release.command import ToolError
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
@@ -65,7 +65,7 @@ def main() -> int:
             made = build_rpm()
         else:
             made = [repository.make(DIST, arguments.key, arguments.url)]
-    except (Failed, Inconsistent, OSError) as e:
+    except (ToolError, InconsistentError, OSError) as e:
         print(f"release: {e}", file=sys.stderr)
         return 1
     print("\n".join(str(path.relative_to(ROOT)) for path in made))

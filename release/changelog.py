@@ -28,24 +28,23 @@ class Release:
     changes: tuple[str, ...]
 
 
-class Inconsistent(Exception):
+class InconsistentError(Exception):
     """The change log is not in order, or does not fit the version."""
 
 
 def version_of(tree: Path) -> str:
     found = VERSION.search((tree / "vmsnap/__init__.py").read_text(encoding="utf-8"))
     if not found:
-        raise Inconsistent('found no __version__ = "..." in vmsnap/__init__.py, expected one')
+        raise InconsistentError('found no __version__ = "..." in vmsnap/__init__.py, expected one')
     return found[1]
 
 
 def releases(tree: Path, today: datetime.datetime) -> list[Release]:
     """All releases, newest first. `today` stands for the date of one that is not released yet.
 
-    Raises Inconsistent if the newest is not the version of the package, or anything would be lost
-    or misunderstood: a heading without version and date, a point with another bullet, a release
-    without points or of a day before the one below it.
-    """
+    Raises InconsistentError if the newest is not the version of the package, or anything would be
+    lost or misunderstood: a heading without version and date, a point with another bullet, a
+    release without points or of a day before the one below it."""
     text = (tree / "CHANGELOG.md").read_text(encoding="utf-8")
     for line in text.splitlines():
         insist_on_form(line)
@@ -60,7 +59,7 @@ def releases(tree: Path, today: datetime.datetime) -> list[Release]:
     version = version_of(tree)
     if not found or found[0].version != version:
         newest = found[0].version if found else "no release"
-        raise Inconsistent(
+        raise InconsistentError(
             f"found {newest} first in CHANGELOG.md, expected {version} of vmsnap/__init__.py"
         )
     insist_on_order(found)
@@ -69,23 +68,25 @@ def releases(tree: Path, today: datetime.datetime) -> list[Release]:
 
 def insist_on_form(line: str) -> None:
     if line.startswith("## ") and not HEADING.match(line):
-        raise Inconsistent(
+        raise InconsistentError(
             f"found {line!r} in CHANGELOG.md, expected '## 1.2.3 (2026-12-01)', or "
             f"{UNRELEASED!r} for the date"
         )
     if line.startswith(("* ", "+ ")):
-        raise Inconsistent(f"found {line!r} in CHANGELOG.md, expected a point that begins '- '")
+        raise InconsistentError(
+            f"found {line!r} in CHANGELOG.md, expected a point that begins '- '"
+        )
 
 
 def insist_on_order(found: list[Release]) -> None:
     for release in found:
         if not release.changes:
-            raise Inconsistent(
+            raise InconsistentError(
                 f"found no points of {release.version} in CHANGELOG.md, expected one"
             )
     for later, earlier in zip(found, found[1:]):
         if later.when.date() < earlier.when.date():
-            raise Inconsistent(
+            raise InconsistentError(
                 f"found {later.version} of {later.when:%Y-%m-%d} above {earlier.version} of "
                 f"{earlier.when:%Y-%m-%d} in CHANGELOG.md, expected the newest first"
             )
@@ -97,7 +98,9 @@ def date_of(words: str, today: datetime.datetime) -> datetime.datetime:
     try:
         day = datetime.date.fromisoformat(words)
     except ValueError:
-        raise Inconsistent(f"found {words} in CHANGELOG.md, expected a day that exists") from None
+        raise InconsistentError(
+            f"found {words} in CHANGELOG.md, expected a day that exists"
+        ) from None
     return datetime.datetime.combine(day, datetime.time(12), datetime.timezone.utc)
 
 

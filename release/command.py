@@ -16,7 +16,7 @@ KEPT = ("HOME", "GNUPGHOME", "TMPDIR", "GPG_TTY", "TERM", "DISPLAY", "WAYLAND_DI
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"}
 
 
-class Failed(Exception):
+class ToolError(Exception):
     """A tool did not do its work; what it said is the message."""
 
 
@@ -27,7 +27,7 @@ def call(
 ) -> bytes:
     """Run a tool to its end, with `env` added to a small environment; return what it printed.
 
-    Raises Failed.
+    Raises ToolError.
     """
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     environment = {**kept, **ENVIRONMENT, **(env or {})}
@@ -42,8 +42,8 @@ def call(
             check=False,
         )
     except FileNotFoundError as e:
-        raise Failed(f"not installed: {e.filename}; `make setup` installs it") from None
+        raise ToolError(f"not installed: {e.filename}; `make setup` installs it") from None
     if done.returncode:
         said = (done.stdout + done.stderr).decode("utf-8", "replace")
-        raise Failed(f"{' '.join(map(str, argv))}: exit code {done.returncode}\n{said}")
+        raise ToolError(f"{' '.join(map(str, argv))}: exit code {done.returncode}\n{said}")
     return done.stdout

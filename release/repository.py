@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from release import signing
-from release.command import Failed, call
+from release.command import ToolError, call
 
 URL = "https://packages.vmsnap.example"
 SOURCES = """\
@@ -42,13 +42,13 @@ repo_gpgcheck=1
 def make(dist: Path, key: str, url: str = URL) -> Path:
     """Make DIST/repo of the packages in DIST/deb and DIST/rpm, or add them; return its path.
 
-    `url` is where it will be found. It changes as a whole or not at all. Raises Failed.
+    `url` is where it will be found. It changes as a whole or not at all. Raises ToolError.
     """
     key = signing.fingerprint(key)
     debs = sorted((dist / "deb").glob("*.deb"))
     rpms = {path.name: sorted(path.glob("*.rpm")) for path in sorted((dist / "rpm").glob("*"))}
     if not debs or not rpms or not all(rpms.values()):
-        raise Failed(f"found no packages in {dist}, expected some: `make deb rpm` builds them")
+        raise ToolError(f"found no packages in {dist}, expected some: `make deb rpm` builds them")
     repository = dist / "repo"
     with tempfile.TemporaryDirectory(prefix=".repo-", dir=dist) as work:
         made, old = Path(work, "made"), Path(work, "old")
@@ -100,7 +100,8 @@ def dnf(packages: list[Path], directory: Path, key: str) -> None:
 
 
 def add(packages: list[Path], directory: Path, contents: Callable[[Path], bytes]) -> list[Path]:
-    """Copy what is not there yet, and return it. Raises Failed for a file with other contents."""
+    """Copy what is not there yet, and return it. Raises ToolError for a file with other
+    contents."""
     added = []
     for package in packages:
         there = directory / package.name
@@ -108,7 +109,7 @@ def add(packages: list[Path], directory: Path, contents: Callable[[Path], bytes]
             shutil.copyfile(package, there)  # without its mode: everybody is to read it
             added.append(there)
         elif contents(there) != contents(package):
-            raise Failed(
+            raise ToolError(
                 f"found {package.name} in the repository with other contents, expected the same: "
                 "raise the version (or remove dist/repo, if nobody has seen it)"
             )

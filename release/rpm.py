@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from release.command import Failed, call
+from release.command import ToolError, call
 
 SPECS = Path(__file__).parents[1] / "rpm"
 
@@ -54,7 +54,7 @@ TARGETS = (
 
 
 def build(archive: Path, target: Target, directory: Path) -> list[Path]:
-    """Build what a distribution needs into DIRECTORY/NAME of it; return paths. Raises Failed."""
+    """Build what a distribution needs into DIRECTORY/NAME of it; return paths. Raises ToolError."""
     into = directory / target.name
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="vmsnap-rpm-") as name:
@@ -72,8 +72,8 @@ def build(archive: Path, target: Target, directory: Path) -> list[Path]:
 
 
 def sdnotify() -> Path:
-    """The source of sdnotify as PyPI has it, fetched once. Raises Failed unless it is the one that
-    sources.txt names."""
+    """The source of sdnotify as PyPI has it, fetched once. Raises ToolError unless it is the one
+    that sources.txt names."""
     directory = SPECS.parent / "build/sources"
     wanted = SPECS / "sources.txt"
     version, checksum = wanted.read_text(encoding="ascii").split(" --hash=sha256:")
@@ -86,7 +86,7 @@ def sdnotify() -> Path:
         )
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != checksum.strip():
-        raise Failed(
+        raise ToolError(
             f"found {path} with the checksum {found}, expected that of {wanted}; remove it"
         )
     return path

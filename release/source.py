@@ -16,17 +16,17 @@ import tempfile
 from pathlib import Path
 
 from release import changelog
-from release.command import Failed, call
+from release.command import ToolError, call
 
 
 def tracked(tree: Path) -> list[Path]:
-    """What belongs to the sources, relative to `tree`, a checkout. Raises Failed."""
+    """What belongs to the sources, relative to `tree`, a checkout. Raises ToolError."""
     names = git(tree, "ls-files", "-z").split("\0")
     return sorted(Path(name) for name in names if name and os.path.lexists(tree / name))
 
 
 def committed(tree: Path) -> datetime.datetime:
-    """When the last commit was made: the date of what is not released yet. Raises Failed."""
+    """When the last commit was made: the date of what is not released yet. Raises ToolError."""
     seconds = int(git(tree, "log", "-1", "--no-show-signature", "--format=%ct"))
     return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
 
@@ -34,7 +34,7 @@ def committed(tree: Path) -> datetime.datetime:
 def git(tree: Path, *argv: str) -> str:
     # Else it would answer for a repository around an unpacked archive.
     if not (tree / ".git").exists():
-        raise Failed(f"found no git repository in {tree}, expected one: it tells what to pack")
+        raise ToolError(f"found no git repository in {tree}, expected one: it tells what to pack")
     return call("git", *argv, cwd=tree).decode()
 
 

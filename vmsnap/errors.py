@@ -208,7 +208,11 @@ class Kind(Enum):
         self.message_id = message_id
 
 
-class Impossible(Exception):
+class VmsnapError(Exception):
+    """What vmsnap raises itself. Only system/, which knows nothing of vmsnap, has others."""
+
+
+class CommandError(VmsnapError):
     """A command cannot do what it was asked to. Its text is what the user reads."""
 
 

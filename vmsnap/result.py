@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vmsnap.errors import Impossible, Problem
+from vmsnap.errors import CommandError, Problem
 
 VERSION = 1
 LAST = "last-result.json"  # in the run directory, and for after a boot in the state directory
@@ -213,13 +213,13 @@ def refused(failure: Problem) -> Result:
     )
 
 
-class ResultUnreadable(Impossible):
+class ResultReadError(CommandError):
     """There is a result, but not one that this program can read."""
 
 
 def last_result(*directories: Path) -> Result | None:
     """The last session's result, from the first directory that has one. Raises
-    ResultUnreadable."""
+    ResultReadError."""
     for directory in directories:
         path = directory / LAST
         try:
@@ -227,5 +227,5 @@ def last_result(*directories: Path) -> Result | None:
         except FileNotFoundError:
             continue
         except (ValueError, KeyError, TypeError, RecursionError) as e:
-            raise ResultUnreadable(f"{path}: found no result that can be read: {e}") from None
+            raise ResultReadError(f"{path}: found no result that can be read: {e}") from None
     return None

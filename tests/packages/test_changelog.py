@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from release import changelog, source
-from release.changelog import Inconsistent, Release
+from release.changelog import InconsistentError, Release
 
 from .made import NEW, ROOT
 
@@ -242,7 +242,7 @@ def test_a_date_that_is_none_is_an_error_and_not_the_date_of_the_commit(
     tmp_path: Path, date: str
 ) -> None:
     tree = sources(tmp_path, "1.1", f"## 1.1 ({date})\n\n- a\n")
-    with pytest.raises(Inconsistent, match=date):
+    with pytest.raises(InconsistentError, match=date):
         changelog.releases(tree, COMMITTED)
 
 
@@ -251,7 +251,7 @@ def test_a_heading_that_is_no_release_is_an_error_and_not_part_of_the_release_ab
     tmp_path: Path, heading: str
 ) -> None:
     tree = sources(tmp_path, "1.1", f"## 1.1 (2026-02-03)\n\n- a\n\n{heading}\n\n- b\n")
-    with pytest.raises(Inconsistent):
+    with pytest.raises(InconsistentError):
         changelog.releases(tree, COMMITTED)
 
 
@@ -260,13 +260,13 @@ def test_a_point_with_another_bullet_is_an_error_and_not_left_out(
     tmp_path: Path, bullet: str
 ) -> None:
     tree = sources(tmp_path, "1.1", f"## 1.1 (2026-02-03)\n\n- a\n{bullet} b\n")
-    with pytest.raises(Inconsistent, match=re.escape(f"found '{bullet} b' in CHANGELOG.md")):
+    with pytest.raises(InconsistentError, match=re.escape(f"found '{bullet} b' in CHANGELOG.md")):
         changelog.releases(tree, COMMITTED)
 
 
 def test_a_release_without_points_is_an_error(tmp_path: Path) -> None:
     text = "## 1.1 (2026-02-03)\n\n- a\n\n## 1.0 (2025-02-03)\n\nWords.\n"
-    with pytest.raises(Inconsistent, match="found no points of 1.0 "):
+    with pytest.raises(InconsistentError, match="found no points of 1.0 "):
         changelog.releases(sources(tmp_path, "1.1", text), COMMITTED)
 
 
@@ -276,7 +276,7 @@ def test_a_release_that_is_older_than_the_one_before_it_is_an_error(
 ) -> None:
     """rpm would complain, and build nothing."""
     text = f"## 1.1 ({date})\n\n- a\n\n## 1.0 (2026-03-05)\n\n- b\n"
-    with pytest.raises(Inconsistent, match="found 1.1 of .* above 1.0 of 2026-03-05 "):
+    with pytest.raises(InconsistentError, match="found 1.1 of .* above 1.0 of 2026-03-05 "):
         changelog.releases(sources(tmp_path, "1.1", text), COMMITTED)
 
 
@@ -297,7 +297,7 @@ def test_what_is_not_released_yet_may_be_of_the_day_of_the_last_release(tmp_path
 def test_the_version_of_the_package_must_be_first_in_the_change_log(
     tmp_path: Path, text: str, first: str
 ) -> None:
-    with pytest.raises(Inconsistent) as caught:
+    with pytest.raises(InconsistentError) as caught:
         changelog.releases(sources(tmp_path, "1.1", text), COMMITTED)
     said = str(caught.value)
     assert said == f"found {first} first in CHANGELOG.md, expected 1.1 of vmsnap/__init__.py"
@@ -306,5 +306,5 @@ def test_the_version_of_the_package_must_be_first_in_the_change_log(
 def test_a_package_without_a_version_is_said_to_have_none(tmp_path: Path) -> None:
     tree = sources(tmp_path, "1.1", "## 1.1 (2026-12-01)\n\n- a\n")
     (tree / "vmsnap/__init__.py").write_text("version = 1\n", encoding="utf-8")
-    with pytest.raises(Inconsistent, match=r"__version__ .* in vmsnap/__init__.py"):
+    with pytest.raises(InconsistentError, match=r"__version__ .* in vmsnap/__init__.py"):
         changelog.releases(tree, COMMITTED)

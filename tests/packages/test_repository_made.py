@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from release import repository
-from release.command import Failed
+from release.command import ToolError
 
 from . import contents, made, publishing
 from .made import NEW, OLD, ON_DEBIAN
@@ -133,7 +133,7 @@ def test_a_version_that_is_published_never_gets_other_contents(dist: Path, kind:
     others = made.package(NEW) if kind == "deb" else made.rpms()[-1]
     (path,) = (dist / kind).rglob(f"vmsnap?{OLD}*.{kind}")
     path.write_bytes(others.read_bytes())
-    with pytest.raises(Failed, match=f"found {path.name} .*other contents.* raise the version"):
+    with pytest.raises(ToolError, match=f"found {path.name} .*other contents.* raise the version"):
         repository.make(dist, made.key())
     assert everything(published) == before
 
@@ -166,7 +166,7 @@ def test_no_packages_are_one_clear_error_and_change_nothing(project: Path) -> No
 def test_a_directory_without_packages_is_not_taken_for_packages(dist: Path) -> None:
     for path in (dist / "rpm" / ON_DEBIAN.name).iterdir():
         path.unlink()
-    with pytest.raises(Failed, match="found no packages"):
+    with pytest.raises(ToolError, match="found no packages"):
         repository.make(dist, made.key())
 
 

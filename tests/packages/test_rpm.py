@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from release import rpm
-from release.command import Failed
+from release.command import ToolError
 from release.rpm import TARGETS, Target
 
 from . import contents, elsewhere, made
@@ -230,7 +230,7 @@ def test_somebody_else_builds_the_same_bytes(target: Target, by_nobody: Path) ->
 def test_a_package_that_cannot_be_built_is_an_error_and_leaves_no_other(tmp_path: Path) -> None:
     broken = tmp_path / made.archive().name
     broken.write_bytes(made.archive().read_bytes()[:1000])
-    with pytest.raises(Failed):
+    with pytest.raises(ToolError):
         rpm.build(broken, TARGETS[0], tmp_path / "rpm")
     assert list((tmp_path / "rpm").rglob("*.rpm")) == []
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from release import rpm
-from release.command import Failed
+from release.command import ToolError
 from release.rpm import TARGETS
 
 from . import made
@@ -50,7 +50,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
 
 def refused(tmp_path: Path) -> str:
     """Why nothing is built for a distribution that needs sdnotify."""
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(ToolError) as caught:
         rpm.build(made.archive(), TARGETS[0], tmp_path / "built")
     assert list((tmp_path / "built").rglob("*.rpm")) == []
     return str(caught.value)

@@ -51,11 +51,11 @@ VIRTUAL = {
 }
 
 
-class Unsafe(Exception):
+class UnsafeError(Exception):
     """A filesystem that is not ours is visible inside: vmsnap must not be run there."""
 
 
-class TimedOut(AssertionError):
+class TimedOutError(AssertionError):
     """A command inside the container did not end in time; it was killed."""
 
 
@@ -85,7 +85,7 @@ class Container:
         except BaseException as e:
             console = self.console  # gone with the directory
             self.close()
-            if isinstance(e, Exception) and not isinstance(e, Unsafe):
+            if isinstance(e, Exception) and not isinstance(e, UnsafeError):
                 raise RuntimeError(f"the container did not boot: {e}\n{console[-4000:]}") from e
             raise
 
@@ -184,7 +184,7 @@ class Container:
                     device, fstype = line.split(" ")[2], line.split(" - ")[1].split(" ")[0]
                     virtual = device.startswith("0:") and fstype in VIRTUAL
                     if device == device_of(Path("/")) or not (virtual or device in self.thawers):
-                        raise Unsafe(f"visible inside the container: {line}")
+                        raise UnsafeError(f"visible inside the container: {line}")
 
     @contextlib.contextmanager
     def guarded(self, seconds: float = RESCUE) -> Iterator[None]:
@@ -251,7 +251,7 @@ class Container:
         try:
             out, err = process.communicate(input, timeout)
         except subprocess.TimeoutExpired:
-            raise TimedOut(f"{argv} took more than {timeout} s\n{end(process)}") from None
+            raise TimedOutError(f"{argv} took more than {timeout} s\n{end(process)}") from None
         except BaseException:
             end(process)
             raise

@@ -14,7 +14,7 @@ import pytest
 from tests.fs import kernel
 from tests.fs.processes import reap, wait_for_end
 
-from .container import REPOSITORY, Container, TimedOut, Unsafe, device_of, remove
+from .container import REPOSITORY, Container, TimedOutError, UnsafeError, device_of, remove
 
 TWO_SYSTEM_CALLS = """
 import fcntl, os, sys
@@ -59,7 +59,7 @@ def test_the_system_goes_on_while_its_root_filesystem_is_frozen(container: Conta
 
 def test_a_command_that_hangs_on_a_frozen_filesystem_times_out(container: Container) -> None:
     kernel.freeze(container.path("/"))
-    with pytest.raises(TimedOut):
+    with pytest.raises(TimedOutError):
         container.run("touch", "/root/file", timeout=0.5)
     assert container.thaw()
 
@@ -78,7 +78,7 @@ def test_a_filesystem_of_somebody_else_is_refused(container: Container) -> None:
     container.assert_only_own_filesystems()
     device = device_of(container.path("/srv/other"))
     fd = container.thawers.pop(device)
-    with pytest.raises(Unsafe, match="/srv/other"):
+    with pytest.raises(UnsafeError, match="/srv/other"):
         container.assert_only_own_filesystems()
     container.thawers[device] = fd
 

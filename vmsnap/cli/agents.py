@@ -109,7 +109,7 @@ def integrate_command(arguments: argparse.Namespace) -> int:
             descriptor = None
             if arguments.remove:
                 # One that goes on for longer has its own reasons, and needs no agent's files.
-                with contextlib.suppress(lock.InProgress):
+                with contextlib.suppress(lock.SessionInProgressError):
                     waiting = alone(arguments, "vmsnap integrate", REMOVAL_PATIENCE)
                     descriptor = stack.enter_context(waiting)
             else:
@@ -121,7 +121,7 @@ def integrate_command(arguments: argparse.Namespace) -> int:
         for agent in agents:
             try:
                 done[agent] = change(agent, arguments.state, dry_run=arguments.dry_run)
-            except integrate.NotPossible as e:
+            except integrate.IntegrationError as e:
                 still = f" ({agent} is still connected)" if arguments.remove else ""
                 wrong.append(f"{e}{still}")
     if done and not arguments.dry_run:

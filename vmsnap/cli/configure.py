@@ -23,7 +23,7 @@ from vmsnap.cli.terminal import (
     progress_line,
     whoever_reads,
 )
-from vmsnap.errors import Impossible
+from vmsnap.errors import CommandError
 from vmsnap.provision.quiescers import QUIESCERS
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def quiescer(word: str) -> str:
     return word
 
 
-class LeftFrozen(Impossible):
+class LeftFrozenError(CommandError):
     """Nothing can be written."""
 
 
@@ -185,7 +185,7 @@ def provision_in_earnest(arguments: argparse.Namespace) -> Provisioning:
         try:
             waiting = alone(arguments, status.HOLDER, SESSION_PATIENCE)
             descriptor = stack.enter_context(waiting)
-        except (lock.InProgress, lock.RunDirectoryUnusable) as e:
+        except (lock.SessionInProgressError, lock.RunDirectoryError) as e:
             keep(failure(arguments, str(e)))
             raise
         end_killed_session(arguments, descriptor)
@@ -218,7 +218,9 @@ def end_killed_session(arguments: argparse.Namespace, lock: int) -> None:
     if (arguments.run / FROZEN_LIST).exists() or progress.read(arguments.run):
         conclude(arguments.run, arguments.state, lock, Waiter(()))
     if (arguments.run / FROZEN_LIST).exists():
-        raise LeftFrozen("a killed session has left filesystems frozen: see `vmsnap thaw --force`")
+        raise LeftFrozenError(
+            "a killed session has left filesystems frozen: see `vmsnap thaw --force`"
+        )
 
 
 def show_provisioning(done: Provisioning, dry_run: bool) -> None:

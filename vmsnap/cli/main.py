@@ -14,9 +14,9 @@ from pathlib import Path
 from vmsnap import __version__
 from vmsnap.cli import agents, configure, show, take
 from vmsnap.cli.arguments import FAILED, IN_PROGRESS, NOT_ROOT, OK, USAGE, Commands, add_debug
-from vmsnap.cli.take import NoCommand, Refused
+from vmsnap.cli.take import NoCommandError, SessionRefusedError
 from vmsnap.cli.terminal import complain, ensure_stdio, let_go_of_stdio, print_json
-from vmsnap.errors import Impossible, Kind, Problem
+from vmsnap.errors import CommandError, Kind, Problem
 
 DESCRIPTION = "Application-consistent snapshots of this virtual machine, from inside it."
 EXAMPLES = """\
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command_line(argv: Sequence[str] | None) -> int:
-    from vmsnap.session.lock import InProgress, RunDirectoryUnusable
+    from vmsnap.session.lock import RunDirectoryError, SessionInProgressError
 
     words = list(sys.argv[1:] if argv is None else argv)
     words, rest = split_at_dashes(words)
@@ -93,16 +93,16 @@ def command_line(argv: Sequence[str] | None) -> int:
         return call(arguments)
     except BrokenPipeError:  # whoever read our output has seen enough
         return OK
-    except InProgress as e:
+    except SessionInProgressError as e:
         return refuse(arguments, Kind.SESSION_IN_PROGRESS, str(e), IN_PROGRESS)
-    except RunDirectoryUnusable as e:
+    except RunDirectoryError as e:
         return refuse(arguments, Kind.INCORRECT_SETTINGS, str(e), FAILED)
-    except Refused as e:
+    except SessionRefusedError as e:
         return refuse(arguments, e.kind, str(e), FAILED)
-    except NoCommand as e:
+    except NoCommandError as e:
         complain(f"vmsnap {arguments.command_name}: {e}")
         return USAGE
-    except Impossible as e:
+    except CommandError as e:
         complain(f"vmsnap {arguments.command_name}: {e}")
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""

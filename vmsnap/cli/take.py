@@ -21,7 +21,7 @@ from vmsnap.cli.terminal import (
     progress_line,
     whoever_reads,
 )
-from vmsnap.errors import Kind
+from vmsnap.errors import Kind, VmsnapError
 
 if TYPE_CHECKING:
     from vmsnap.result import Phase, Result
@@ -111,7 +111,7 @@ def session_options() -> argparse.ArgumentParser:
     return options
 
 
-class Refused(Exception):
+class SessionRefusedError(VmsnapError):
     """No session was begun, for a reason of the catalogue."""
 
     def __init__(self, kind: Kind, message: str) -> None:
@@ -119,7 +119,7 @@ class Refused(Exception):
         self.kind = kind
 
 
-class NoCommand(Exception):
+class NoCommandError(VmsnapError):
     """Nobody said how to take the snapshot."""
 
 
@@ -192,9 +192,9 @@ def configured_command(arguments: argparse.Namespace) -> tuple[str, ...]:
     found = checks.Inspection()
     checks.inspect_settings(found, arguments.etc)
     if found.errors:
-        raise Refused(Kind.INCORRECT_SETTINGS, found.errors[0].message)
+        raise SessionRefusedError(Kind.INCORRECT_SETTINGS, found.errors[0].message)
     if not found.settings.command:
-        raise NoCommand(
+        raise NoCommandError(
             "found no COMMAND after -- and no command= under [snapshot] in "
             f"{arguments.etc}/vmsnap/vmsnap.conf, expected one of them"
         )
@@ -242,9 +242,9 @@ def thaw_command(arguments: argparse.Namespace) -> int:
     try:
         wanted = arguments.session or ""
         result = client.thaw(arguments.run, arguments.state, wanted, arguments.failed)
-    except client.NoSession as e:
+    except client.NoSessionError as e:
         if e.last is None or e.last.ok:
-            raise Refused(Kind.NO_SESSION, str(e)) from None
+            raise SessionRefusedError(Kind.NO_SESSION, str(e)) from None
         show("")
         complain(f"vmsnap thaw: {e}; this is the last one:")
         result = e.last
@@ -301,7 +301,9 @@ def force_thaw(arguments: argparse.Namespace) -> int:
     good, words = thaw_by_force(arguments.run, remove=not holder)
     told += words
     if arguments.run.exists():
-        with contextlib.suppress(lock.InProgress):  # its supervisors run the post-scripts
+        with contextlib.suppress(
+            lock.SessionInProgressError
+        ):  # its supervisors run the post-scripts
             descriptor = lock.acquire(arguments.run, "of `vmsnap thaw --force`")
             lost = conclude(arguments.run, arguments.state, descriptor, Waiter(()))
             if lost:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vmsnap.config.azure import LONGEST_SCRIPT
-from vmsnap.config.formats import Incorrect, expectation, load_json, shown
+from vmsnap.config.formats import ConfigError, expectation, load_json, shown
 from vmsnap.system.trusted import encodable
 
 
@@ -40,22 +40,22 @@ class App:
 
 
 def parse_app(text: str, path: str, name: str) -> tuple[App, list[str]]:
-    """Return the app and warnings about keys that mean nothing. Raises Incorrect."""
+    """Return the app and warnings about keys that mean nothing. Raises ConfigError."""
     document = load_json(text, path)
     try:
         validate(document, path)
     except RecursionError:
-        raise Incorrect(f"{path}: found JSON that is nested too deep, expected an app") from None
+        raise ConfigError(f"{path}: found JSON that is nested too deep, expected an app") from None
     for key in ("preScriptLocation", "postScriptLocation"):
         location = document.get(key, "")
         if location and not location.startswith("/"):  # a $ in the schema also matches before "\n"
-            raise Incorrect(
+            raise ConfigError(
                 f"{path}: key {key!r}: found {shown(location)}, expected an absolute path"
             )
     for key in ("preScriptParams", "postScriptParams"):
         for word in document.get(key, ()):
             if not encodable(word):
-                raise Incorrect(
+                raise ConfigError(
                     f"{path}: key {key!r}: found {shown(word)}, expected whole characters"
                 )
     known = schema()["properties"]
@@ -135,9 +135,9 @@ def validate(document: dict[str, Any], path: str) -> None:
     if error.validator == "required":
         missing = next(key for key in error.validator_value if key not in document)
         expected = json.dumps(schema()["properties"][missing].get("const"))
-        raise Incorrect(f"{path}: found no key {missing!r}, expected it to be {expected}")
+        raise ConfigError(f"{path}: found no key {missing!r}, expected it to be {expected}")
     key = "".join(f"[{p}]" if isinstance(p, int) else str(p) for p in error.path)
-    raise Incorrect(
+    raise ConfigError(
         f"{path}: key {key!r}: found {shown(error.instance)}, expected {expectation(error)}"
     )
 

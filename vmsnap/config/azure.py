@@ -6,7 +6,7 @@ from __future__ import annotations
 import configparser
 from typing import Any
 
-from vmsnap.config.formats import Incorrect, load_ini, shown
+from vmsnap.config.formats import ConfigError, load_ini, shown
 from vmsnap.config.settings import seconds
 
 # How Azure's extension calls us (platforms/agent.py). An app of Azure's file that is these is none.
@@ -26,7 +26,7 @@ def parse_vmbackup(text: str, path: str, values: dict[str, Any]) -> None:
         try:
             values["hold"] = seconds(0.1, 86400)(section["timeout"])
         except ValueError as e:
-            raise Incorrect(
+            raise ConfigError(
                 f"{path}: key 'timeout': found {section['timeout']!r}, expected {e}"
             ) from None
 
@@ -34,11 +34,11 @@ def parse_vmbackup(text: str, path: str, values: dict[str, Any]) -> None:
 def parse_plugin_host(text: str, path: str) -> tuple[float, tuple[str, ...]]:
     """Return the cap of every script's budget in seconds, and the paths of the apps' files.
 
-    The format is that of Azure's VMSnapshotPluginHost.conf. Raises Incorrect.
+    The format is that of Azure's VMSnapshotPluginHost.conf. Raises ConfigError.
     """
     parser = load_ini(text, path)
     if not parser.has_section("pre_post"):
-        raise Incorrect(f"{path}: found no section [pre_post], expected one")
+        raise ConfigError(f"{path}: found no section [pre_post], expected one")
     section = parser["pre_post"]
     cap = float(
         whole_number(section, "timeoutInSeconds", path, least=1, default=int(LONGEST_SCRIPT))
@@ -47,12 +47,12 @@ def parse_plugin_host(text: str, path: str) -> tuple[float, tuple[str, ...]]:
     for index in range(whole_number(section, "numberOfPlugins", path, least=0, most=100)):
         name = section.get(f"pluginName{index}")
         if name != "ScriptRunner":
-            raise Incorrect(
+            raise ConfigError(
                 f"{path}: key 'pluginName{index}': found {shown(name)}, expected ScriptRunner"
             )
         config = section.get(f"pluginConfigPath{index}")
         if not config or not config.startswith("/"):
-            raise Incorrect(
+            raise ConfigError(
                 f"{path}: key 'pluginConfigPath{index}': found {shown(config)}, "
                 "expected an absolute path"
             )
@@ -73,7 +73,7 @@ def whole_number(
         return default
     wanted = f"a whole number, at least {least}" + (f" and at most {most}" if most else "")
     if value is None or not (value.isascii() and value.isdigit() and len(value) < 10):
-        raise Incorrect(f"{path}: key {key!r}: found {shown(value)}, expected {wanted}")
+        raise ConfigError(f"{path}: key {key!r}: found {shown(value)}, expected {wanted}")
     if int(value) < least or (most is not None and int(value) > most):
-        raise Incorrect(f"{path}: key {key!r}: found {value}, expected {wanted}")
+        raise ConfigError(f"{path}: key {key!r}: found {value}, expected {wanted}")
     return int(value)

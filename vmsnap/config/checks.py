@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 from vmsnap.config import app as config
 from vmsnap.config.app import App, Script
 from vmsnap.config.azure import AZURE_HOOKS, LONGEST_SCRIPT, parse_plugin_host, parse_vmbackup
-from vmsnap.config.formats import PLAIN_WORD, Incorrect
+from vmsnap.config.formats import PLAIN_WORD, ConfigError
 from vmsnap.config.settings import Settings, parse_settings
 from vmsnap.consistency import Level, consistency
 from vmsnap.errors import OF_APPS, SCRIPT, Kind, Problem, Severity
-from vmsnap.system.trusted import Unreadable, Untrusted, open_trusted, read_text
+from vmsnap.system.trusted import InsecurePathError, UnreadableFileError, open_trusted, read_text
 
 What = TypeVar("What")
 APP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -209,10 +209,10 @@ def inspect_script(
     script = replace(script, budget=min(script.budget, cap))
     try:
         fd = open_trusted(script.path, 0o7077)
-    except Untrusted as e:
+    except InsecurePathError as e:
         error(kinds.untrusted, str(e))
         return script
-    except Unreadable as e:
+    except UnreadableFileError as e:
         error(kinds.not_found, str(e))
         return script
     except OSError as e:
@@ -259,7 +259,7 @@ def attempt(found: Inspection, kind: Kind, path: Path, step: Callable[[], What])
     """Do one step of reading a file. If it cannot be done, note the problem and return None."""
     try:
         return step()
-    except (Untrusted, Unreadable, Incorrect) as e:
+    except (InsecurePathError, UnreadableFileError, ConfigError) as e:
         found.error(kind, str(path), str(e))
     except OSError as e:
         found.error(kind, str(path), f"{path}: {e.strerror}; expected a file that root can read")

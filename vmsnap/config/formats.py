@@ -8,44 +8,46 @@ import configparser
 import json
 from typing import Any
 
+from vmsnap.errors import VmsnapError
+
 PLAIN_WORD = "a plain word of letters, digits, '.', '_' and '-'"
 
 
-class Incorrect(Exception):
+class ConfigError(VmsnapError):
     """A configuration says something that cannot be meant."""
 
 
 def load_json(text: str, path: str) -> dict[str, Any]:
     document = parse_json(text, path)
     if not isinstance(document, dict):
-        raise Incorrect(f"{path}: found {shown(document)}, expected a JSON object")
+        raise ConfigError(f"{path}: found {shown(document)}, expected a JSON object")
     return document
 
 
 def parse_json(text: str, path: str) -> Any:
-    """As the standard has it (RFC 8259), and no key twice. Raises Incorrect."""
+    """As the standard has it (RFC 8259), and no key twice. Raises ConfigError."""
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
         for key, value in pairs:
             if key in seen:
-                raise Incorrect(f"{path}: found the key {key!r} twice, expected it once")
+                raise ConfigError(f"{path}: found the key {key!r} twice, expected it once")
             seen[key] = value
         return seen
 
     def no_constant(word: str) -> None:
-        raise Incorrect(f"{path}: found {word}, which is not JSON")
+        raise ConfigError(f"{path}: found {word}, which is not JSON")
 
     try:
         return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
     except json.JSONDecodeError as e:
-        raise Incorrect(
+        raise ConfigError(
             f"{path}:{e.lineno}: found malformed JSON in column {e.colno}: {e.msg}"
         ) from None
     except RecursionError:
-        raise Incorrect(f"{path}: found JSON that is nested too deep") from None
+        raise ConfigError(f"{path}: found JSON that is nested too deep") from None
     except ValueError as e:  # a number of thousands of digits
-        raise Incorrect(f"{path}: found JSON that cannot be read: {e}") from None
+        raise ConfigError(f"{path}: found JSON that cannot be read: {e}") from None
 
 
 TYPE_WORDS = {
@@ -82,11 +84,11 @@ def shown(value: object) -> str:
 
 
 def load_ini(text: str, path: str) -> configparser.ConfigParser:
-    """Parse one INI file; the case of keys does not matter. Raises Incorrect, with the line."""
+    """Parse one INI file; the case of keys does not matter. Raises ConfigError, with the line."""
     # No file can spell the empty section, so none has defaults that leak into the others.
     parser = configparser.ConfigParser(interpolation=None, strict=True, default_section="")
     try:
         parser.read_string(text, source=path)
     except configparser.Error as e:
-        raise Incorrect(f"{path}: found {' '.join(str(e).split())}") from None
+        raise ConfigError(f"{path}: found {' '.join(str(e).split())}") from None
     return parser

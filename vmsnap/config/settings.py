@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vmsnap.config.formats import Incorrect, load_ini
+from vmsnap.config.formats import ConfigError, load_ini
 from vmsnap.consistency import Level
 
 
@@ -91,7 +91,7 @@ def parse_settings(text: str, path: str, values: dict[str, Any]) -> list[str]:
     """Read one file of settings into `values`, over what earlier files said. Return warnings.
 
     As in systemd's drop-ins, a later file wins, lists grow from file to file, and an empty value
-    goes back to the default. Raises Incorrect.
+    goes back to the default. Raises ConfigError.
     """
     warnings = []
     parser = load_ini(text, path)
@@ -109,7 +109,7 @@ def parse_settings(text: str, path: str, values: dict[str, Any]) -> list[str]:
             try:
                 converted = convert(value)
             except ValueError as e:
-                raise Incorrect(
+                raise ConfigError(
                     f"{path}: key {key!r} in [{section}]: found {value!r}, expected {e}"
                 ) from None
             if isinstance(converted, list):

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmsnap.errors import Kind, Problem
+from vmsnap.errors import Kind, Problem, VmsnapError
 from vmsnap.freeze.plan import Entry, Plan
 from vmsnap.result import FilesystemResult
 from vmsnap.system.files import mount_id
@@ -68,7 +68,7 @@ class Filesystem:
                 yield at, name
 
 
-class MountOpenError(Exception):
+class MountOpenError(VmsnapError):
     """A filesystem of the plan could not be opened, or is no longer what was planned."""
 
 

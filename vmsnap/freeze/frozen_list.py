@@ -18,12 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vmsnap.errors import VmsnapError
 from vmsnap.freeze.thaw import STEP_PATIENCE, restore_rcu, thaw_all
 
 FROZEN_LIST = "frozen.json"
 
 
-class ListUnreadable(Exception):
+class FrozenListError(VmsnapError):
     """There is a list of what may be frozen, but nobody can read it."""
 
 
@@ -36,7 +37,7 @@ def read_list(path: Path) -> dict[str, Any]:
             int(item["step"])
         int(listed["guard"]), str(listed["rcu_expedited"])
     except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise ListUnreadable(
+        raise FrozenListError(
             f"{path}: found no list of frozen filesystems that can be read ({e}); thaw each mount "
             "point with `fsfreeze --unfreeze`, then remove the file"
         ) from None
@@ -50,7 +51,7 @@ def thaw_listed(
 
     If all of it is thawed, `remove` the list, which is right unless the session it belongs to is
     still alive. With `session`, the list of another one is left alone. False if anything may stay
-    frozen. Raises FileNotFoundError and ListUnreadable.
+    frozen. Raises FileNotFoundError and FrozenListError.
     """
     path = run_dir / FROZEN_LIST
     good = True
@@ -96,7 +97,7 @@ def thaw_earlier(run_dir: Path, report: Callable[[str], None]) -> str:
             return ""
     except FileNotFoundError:
         return ""
-    except ListUnreadable as e:
+    except FrozenListError as e:
         return str(e)
     return (
         "what an earlier session had frozen cannot all be thawed; if it is no longer there, remove "
@@ -109,7 +110,7 @@ def thaw_after_death(run_dir: Path, patience: float | None = STEP_PATIENCE) -> N
     the list is still there after that, thaw in its place. A guard that lives is left alone: it may
     be inside a FIFREEZE, and it knows better than the list what it has frozen. With a `patience` of
     None it is waited for without limit."""
-    with contextlib.suppress(OSError, ListUnreadable):
+    with contextlib.suppress(OSError, FrozenListError):
         listed = read_list(run_dir / FROZEN_LIST)
         if has_ended(int(listed["guard"]), patience):
             thaw_listed(run_dir, lambda _: None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmsnap.config.app import App
 from vmsnap.config.azure import AZURE_HOOKS, parse_plugin_host
-from vmsnap.config.formats import Incorrect
+from vmsnap.config.formats import ConfigError
 from vmsnap.errors import Problem
 from vmsnap.platforms.additions import text_of
 from vmsnap.platforms.agent import (
@@ -72,7 +72,7 @@ def checks(connected: Connection, _: Sequence[str], root: Path) -> Iterator[Prob
     """Without a plugin host file the extension has one that names ours."""
     app, host = connected.files[-1].path, root / "etc/azure/VMSnapshotPluginHost.conf"
     named: tuple[str, ...] = ()
-    with contextlib.suppress(Incorrect):  # `vmsnap check` says so anyway
+    with contextlib.suppress(ConfigError):  # `vmsnap check` says so anyway
         named = parse_plugin_host(text_of(host), str(host))[1]
     if host.exists() and inside(root, app) not in named:
         words = f"found no pluginConfigPath {inside(root, app)}, expected one, or no such file"

@@ -19,7 +19,7 @@ from vmsnap.platforms.agent_service import is_running, outdated
 from vmsnap.platforms.integrate import RECORD, ROOT, readable, unfinished
 from vmsnap.platforms.registry import agents
 from vmsnap.system.files import File, is_there
-from vmsnap.system.trusted import Unreadable, Untrusted, open_trusted
+from vmsnap.system.trusted import InsecurePathError, UnreadableFileError, open_trusted
 
 
 def inspect(
@@ -48,10 +48,10 @@ def problems_of(agent: Agent, root: Path, should_run: bool) -> Iterator[Problem]
     for file in connection.files:
         yield from of_file(file)
     for path in (*(f.path for f in connection.files), *(a.path for a in connection.additions)):
-        with contextlib.suppress(OSError, Unreadable):
+        with contextlib.suppress(OSError, UnreadableFileError):
             try:
                 os.close(open_trusted(path, 0o022))
-            except Untrusted as e:
+            except InsecurePathError as e:
                 yield error(path, str(e))
     for path in unfinished(connection):
         yield error(path, f"{path}: found a half-written file; run `vmsnap integrate`")

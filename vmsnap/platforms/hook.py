@@ -23,8 +23,8 @@ from vmsnap.platforms.registry import agents
 from vmsnap.progress import Progress
 from vmsnap.result import Result, new_session_id
 from vmsnap.service import client
-from vmsnap.service.client import Cut
-from vmsnap.session.lock import InProgress
+from vmsnap.service.client import CallerTimeout
+from vmsnap.session.lock import SessionInProgressError
 from vmsnap.session.options import Options
 from vmsnap.system.files import write_atomically
 
@@ -41,8 +41,8 @@ def call(
 ) -> tuple[HookOutcome, Result | None]:
     """Do what this event of this agent asks for, `within` seconds if not those of its module.
     Return how that ended, and the session's result if it has one. `rest`: what else the agent has
-    said, which is the same for both ends of a session. Raises Impossible, OSError and
-    lock.RunDirectoryUnusable."""
+    said, which is the same for both ends of a session. Raises CommandError, OSError and
+    lock.RunDirectoryError."""
     agent = replace(agents()[name], patience=within or agents()[name].patience)
     act = agent.events[event]
     if act is Act.TRY:
@@ -68,11 +68,11 @@ def begin(
                 session,
                 lambda: remember(remembered, session, *rest),
             )
-    except Cut:
+    except CallerTimeout:
         now = client.progress_of(session, options.run_dir)
         if began is None and now and now.hold_ends is not None:  # it has just begun to hold
             client.abandon(session, options.run_dir)
-    except InProgress:
+    except SessionInProgressError:
         return HookOutcome.ANOTHER, None
     finally:
         if not isinstance(began, Progress):
@@ -99,7 +99,10 @@ def end(
     now = client.progress_of(session, run)
     holds = now is not None and now.hold_ends is not None
     result = None
-    with contextlib.suppress(Cut, client.NoSession, InProgress), limited(agent.patience):
+    with (
+        contextlib.suppress(CallerTimeout, client.NoSessionError, SessionInProgressError),
+        limited(agent.patience),
+    ):
         if now and now.held:
             result = client.thaw(run, state, session, failed or not holds)
         else:
@@ -133,10 +136,10 @@ def forget(path: Path, session: str) -> None:
 
 @contextlib.contextmanager
 def limited(seconds: float | None) -> Iterator[None]:
-    """Raise Cut after this time, or at a signal to end."""
+    """Raise CallerTimeout after this time, or at a signal to end."""
 
     def cut(*_: object) -> NoReturn:
-        raise Cut
+        raise CallerTimeout
 
     before = {number: signal.signal(number, cut) for number in ENDS}
     signal.setitimer(signal.ITIMER_REAL, seconds or 0.0)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vmsnap.errors import Impossible
+from vmsnap.errors import CommandError
 from vmsnap.platforms import detect
 from vmsnap.platforms.additions import has_addition, ours, with_addition, without
 from vmsnap.platforms.agent import Connection
@@ -32,14 +32,14 @@ from vmsnap.system.files import (
     write,
     write_atomically,
 )
-from vmsnap.system.trusted import Unreadable, Untrusted, open_trusted
+from vmsnap.system.trusted import InsecurePathError, UnreadableFileError, open_trusted
 
 RECORD = "integration.json"
 PATHS = ("files", "additions", "created", "directories")  # of Connected, in its order
 ROOT = Path("/")
 
 
-class NotPossible(Impossible):
+class IntegrationError(CommandError):
     """A file is in the way of one of ours, or cannot be added to."""
 
 
@@ -68,13 +68,13 @@ class Changes:
 
 
 def this_platforms_agent() -> str:
-    """Raises NotPossible if nobody knows one."""
+    """Raises IntegrationError if nobody knows one."""
     found = detect.agent()
     if not found:
         hardware = (
             detect.hypervisor() or f"a machine that systemd calls {detect.virtualization()!r}"
         )
-        raise NotPossible(
+        raise IntegrationError(
             f"found no agent that vmsnap knows on {hardware}; name the one that is to call it, as "
             "in `vmsnap integrate qemu`. Without one, there are `vmsnap run` and `vmsnap freeze`"
         )
@@ -85,7 +85,7 @@ def connect(
     agent: str, state: Path, *, dry_run: bool = False, wait: bool = True, root: Path = ROOT
 ) -> Changes:
     """Write what the agent needs to call us, unless it is there, and have it read that; `wait`
-    until it has started again. Raises NotPossible, and OSError with nothing written."""
+    until it has started again. Raises IntegrationError, and OSError with nothing written."""
     connection = agents()[agent].connection(root)
     wanted = [*(free(file) for file in connection.files), *added(connection)]
     missing = [file for file in wanted if not is_there(file)]
@@ -177,12 +177,12 @@ def any_of_ours(agent: str, root: Path) -> bool:
 def free(file: File) -> File:
     """The same, unless something that is not ours is in its place."""
     if file.path.suffix == ".json" and os.path.lexists(file.path) and not ours(file.path):
-        raise NotPossible(
+        raise IntegrationError(
             f"{file.path}: found an app's file, expected none. Let vmsnap have the app: move it to "
             "/etc/vmsnap/apps.d/azure.json"
         )
     if os.path.lexists(file.path) and not ours(file.path):
-        raise NotPossible(
+        raise IntegrationError(
             f"{file.path}: found a file that vmsnap has not written, expected none. If it quiesces "
             "an application, give it to vmsnap as a pre-script (`vmsnap init`), and move it away"
         )
@@ -224,14 +224,15 @@ def unlink(paths: Iterable[Path]) -> None:
 
 
 def content(path: Path) -> str:
-    """Of a configuration file, "" if there is none. Raises NotPossible if others can change it."""
+    """Of a configuration file, "" if there is none. Raises IntegrationError if others can change
+    it."""
     if not os.path.lexists(path):
         return ""
     try:
         with open(open_trusted(path, 0o022), "rb") as file:
             return file.read().decode("utf-8", "surrogateescape")
-    except (Untrusted, Unreadable) as e:
-        raise NotPossible(str(e)) from None
+    except (InsecurePathError, UnreadableFileError) as e:
+        raise IntegrationError(str(e)) from None
 
 
 # --- record --------------------------------------------------------------------------------------

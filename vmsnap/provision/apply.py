@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vmsnap.config import checks
-from vmsnap.errors import Impossible
+from vmsnap.errors import CommandError
 from vmsnap.platforms import diagnose
 from vmsnap.platforms.integrate import (
     Changes,
-    NotPossible,
+    IntegrationError,
     connect,
     disconnect,
     this_platforms_agent,
@@ -19,15 +19,15 @@ from vmsnap.platforms.integrate import (
 )
 from vmsnap.provision.document import Document, read
 from vmsnap.provision.status import Provisioning
-from vmsnap.provision.validation import Mistake, Mistaken
+from vmsnap.provision.validation import InvalidDocumentError, Mistake
 from vmsnap.system import systemd
 from vmsnap.system.files import File, is_there, write
-from vmsnap.system.trusted import Unreadable, Untrusted
+from vmsnap.system.trusted import InsecurePathError, UnreadableFileError
 
 TIMER = "vmsnap-backup.timer"
 
 
-class TimerRefused(Impossible):
+class TimerError(CommandError):
     """systemd did not do what was asked of it."""
 
 
@@ -57,11 +57,11 @@ def provision(
             set_timer(document.timer, any(TIMER in str(file.path) for file in missing))
             problems += disorder(document.apps, etc)
             problems += disconnection(document.integrate, state)
-    except Mistaken as e:
+    except InvalidDocumentError as e:
         problems += e.mistakes
-    except NotPossible as e:
+    except IntegrationError as e:
         problems.append(Mistake("integrate", str(e)))
-    except (Untrusted, Unreadable, TimerRefused) as e:
+    except (InsecurePathError, UnreadableFileError, TimerError) as e:
         problems.append(Mistake("", str(e)))
     except OSError as e:
         where = e.filename if str(e.filename).startswith("/") else source
@@ -89,7 +89,7 @@ def disorder(apps: tuple[str, ...], etc: Path) -> Iterator[Mistake]:
 
 
 def integrate(wanted: str | bool | None, state: Path, *, dry_run: bool) -> Changes:
-    """Never waiting, either. Raises NotPossible, and OSError."""
+    """Never waiting, either. Raises IntegrationError, and OSError."""
     if wanted is False:
         ended = [disconnect(x, state, dry_run=dry_run, wait=False) for x in traces(state)]
         written = tuple(path for changes in ended for path in changes.written)
@@ -104,7 +104,7 @@ def refuse_both(document: Document, connected: Changes) -> None:
     """Azure's file has room for one."""
     paths = {str(file.path) for file in document.files}
     for path in (path for path in connected.written if path in paths):
-        raise NotPossible(
+        raise IntegrationError(
             f"{path}: it would hold an app, and what makes Azure's extension call vmsnap; "
             "leave out `azure: true`"
         )
@@ -143,4 +143,4 @@ def set_timer(calendar: str | None, changed: bool) -> None:
 def systemctl(*arguments: str) -> None:
     code, error = systemd.systemctl("--quiet", *arguments)
     if code:
-        raise TimerRefused(f"systemctl {' '.join(arguments)}: {error}")
+        raise TimerError(f"systemctl {' '.join(arguments)}: {error}")

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vmsnap.config.formats import Incorrect, parse_json
+from vmsnap.config.formats import ConfigError, parse_json
 from vmsnap.config.settings import spelled
 from vmsnap.provision.validation import (
+    InvalidDocumentError,
     Mistake,
-    Mistaken,
     against_schema,
     contradictions,
     not_json,
@@ -62,14 +62,14 @@ class Document:
 
 
 def load(text: str, yaml: bool) -> object:
-    """Raises Mistaken."""
+    """Raises InvalidDocumentError."""
     try:
         found = load_yaml(text) if yaml else parse_json(text, "the document")
         mistakes = list(not_json(found, ()))
-    except Incorrect as e:
-        raise Mistaken([Mistake("", str(e))]) from None
+    except ConfigError as e:
+        raise InvalidDocumentError([Mistake("", str(e))]) from None
     except RecursionError:
-        raise Mistaken([Mistake("", "the document is nested too deep")]) from None
+        raise InvalidDocumentError([Mistake("", "the document is nested too deep")]) from None
     refuse(mistakes)
     return found
 
@@ -78,14 +78,14 @@ def load_yaml(text: str) -> object:
     try:
         import yaml  # late, and not there on every system: cloud-init brings it
     except ImportError:
-        raise Incorrect(
+        raise ConfigError(
             "PyYAML is not installed, which reads YAML; install it (python3-yaml, "
             "python3-pyyaml), or give the document as JSON, in a file named *.json"
         ) from None
 
     def refuse_at(mark: Any, words: str) -> NoReturn:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise Incorrect(f"the document{where}: {words}")
+        raise ConfigError(f"the document{where}: {words}")
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]
         """Without aliases, a few of which are enough to fill any memory; without tags, which can
@@ -133,7 +133,7 @@ def load_yaml(text: str) -> object:
 
 
 def read(found: object, etc: Path) -> Document:
-    """What a document amounts to below `etc`. Raises Mistaken."""
+    """What a document amounts to below `etc`. Raises InvalidDocumentError."""
     refuse(against_schema(found))
     assert isinstance(found, dict)
     apps, conf, timer = apps_of(found), found.get("conf", {}), found.get("timer")
@@ -157,7 +157,7 @@ def read(found: object, etc: Path) -> Document:
 def refuse(mistakes: Iterable[Mistake]) -> None:
     found = list(mistakes)
     if found:
-        raise Mistaken(found)
+        raise InvalidDocumentError(found)
 
 
 def apps_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:

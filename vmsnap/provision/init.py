@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnap.config import checks
-from vmsnap.errors import Impossible
+from vmsnap.errors import CommandError
 from vmsnap.provision.quiescers import Quiescer
 from vmsnap.system.files import File, write
 
@@ -34,11 +34,11 @@ exit 1
 """
 
 
-class Exists(Impossible):
+class AppExistsError(CommandError):
     """A file that would be written is there already."""
 
 
-class NotInstalled(Impossible):
+class NotInstalledError(CommandError):
     """vmsnap was not installed with all that belongs to it."""
 
 
@@ -53,13 +53,13 @@ def init(etc: Path, name: str, quiescer: Quiescer | None = None) -> Written:
     """Write the config of an app, of a quiescer or with script skeletons. Existing files are never
     touched.
 
-    Raises Exists, NotInstalled and OSError; what was written before an OSError is removed again.
-    """
+    Raises AppExistsError, NotInstalledError and OSError; what was written before an OSError is
+    removed again."""
     base = etc / "vmsnap"
     config, scripts = base / "apps.d" / f"{name}.json", base / "scripts" / name
     if quiescer:
         if not quiescer.path.exists():
-            raise NotInstalled(
+            raise NotInstalledError(
                 f"{quiescer.path}: found no file there, expected the quiescer, which packages and "
                 "`make install` put there"
             )
@@ -87,7 +87,7 @@ def init(etc: Path, name: str, quiescer: Quiescer | None = None) -> Written:
     files.append(File(config, (json.dumps(document, indent=4) + "\n").encode(), 0o600))
     for file in files:
         if os.path.lexists(file.path):
-            raise Exists(
+            raise AppExistsError(
                 f"{file.path}: found a file there already, expected none; it was left as it is"
             )
     try:

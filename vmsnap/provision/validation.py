@@ -24,9 +24,10 @@ from vmsnap.config import app as config
 from vmsnap.config import checks
 from vmsnap.config.formats import PLAIN_WORD, expectation
 from vmsnap.config.settings import SETTINGS, spelled
+from vmsnap.errors import VmsnapError
 from vmsnap.platforms.registry import agents
 from vmsnap.system import systemd
-from vmsnap.system.trusted import Unreadable, Untrusted, encodable, open_trusted
+from vmsnap.system.trusted import InsecurePathError, UnreadableFileError, encodable, open_trusted
 
 MOST_TOLD = 20  # mistakes; a document of another kind has as many as it has keys
 BLANKS = " \t"  # what separates the words of a #! (fs/binfmt_script.c)
@@ -44,7 +45,7 @@ class Mistake:
         return f"{self.key}: {self.message}" if self.key else self.message
 
 
-class Mistaken(Exception):
+class InvalidDocumentError(VmsnapError):
     """A document with mistakes in it."""
 
     def __init__(self, mistakes: Sequence[Mistake]) -> None:
@@ -212,7 +213,7 @@ def location_mistake(location: str) -> str:
         return "expected an absolute path"
     try:
         fd = open_trusted(location, 0o7077)
-    except (Untrusted, Unreadable):
+    except (InsecurePathError, UnreadableFileError):
         return "found a script that is not root's alone, expected owner root and mode 0700"
     except PermissionError:  # a dry run by somebody else
         return ""

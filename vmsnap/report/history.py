@@ -9,28 +9,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from vmsnap.errors import Impossible
+from vmsnap.errors import CommandError
 from vmsnap.journal.sender import Event
 from vmsnap.result import Result, from_json
 from vmsnap.system.process import output_of
 
 
-class JournalUnreadable(Impossible):
+class JournalReadError(CommandError):
     """journalctl is not there or did not answer."""
 
 
 def history(since: str = "") -> Iterator[Result]:
     """The sessions that the journal knows, newest first. `since` is a time as journalctl(1) takes
-    it. Raises JournalUnreadable."""
+    it. Raises JournalReadError."""
     argv = ["journalctl", "--quiet", "--reverse", "--all", "--output=json"]
     argv += ["--output-fields=VMSNAP_RESULT", *([f"--since={since}"] if since else [])]
     argv += ["_UID=0", f"MESSAGE_ID={Event.ENDED.value}"]
     try:
         code, output, error = output_of(argv)
     except OSError as e:
-        raise JournalUnreadable(f"journalctl: {e.strerror}") from None
+        raise JournalReadError(f"journalctl: {e.strerror}") from None
     if code:
-        raise JournalUnreadable(" ".join(error.split()) or f"journalctl ended with {code}")
+        raise JournalReadError(" ".join(error.split()) or f"journalctl ended with {code}")
     return filter(None, map(result_in, output.splitlines()))
 
 

@@ -20,7 +20,7 @@ from vmsnap.journal.sender import Event, Journal, Priority
 from vmsnap.scripts.output import Output
 from vmsnap.scripts.supervisor import Supervisor
 from vmsnap.system.files import remove_tree
-from vmsnap.system.process import Ending, spawn
+from vmsnap.system.process import ExitStatus, spawn
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ATTEMPTS_TOLD = 100  # a script that fails at once can be started a million times
@@ -127,7 +127,7 @@ class Runner:
         phase: str,
         env: Mapping[str, str],
         deadline: float,
-    ) -> tuple[Ending, str]:
+    ) -> tuple[ExitStatus, str]:
         """Start the script once. Its output goes to the journal; the end of it is returned."""
         before = supervisor.living()  # what a successful pre-script left running
         output = Output(self.journal, phase, self.room[phase])

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vmsnap.scripts.supervisor import Link, Supervisor, supervise
-from vmsnap.system.process import PIPE_READS, READ_BYTES, Ending, spawn
+from vmsnap.system.process import PIPE_READS, READ_BYTES, ExitStatus, spawn
 from vmsnap.system.waiter import Waiter
 
 OUTPUT_BYTES = 64 << 20
@@ -62,7 +62,7 @@ class Command:
     ) -> None:
         self.argv = argv
         self._grace = grace
-        self.ending: Ending | None = None
+        self.ending: ExitStatus | None = None
         self.seconds = 0.0
         self.streams = (Stream(), Stream())
         self._began = 0.0
@@ -122,9 +122,9 @@ class Command:
         if self._link.fileno() in ready or given_up:
             message = None if given_up else self._link.receive()
             self.ending = (
-                Ending(**message)
+                ExitStatus(**message)
                 if message
-                else Ending(error="cannot be watched: its supervisor was killed")
+                else ExitStatus(error="cannot be watched: its supervisor was killed")
             )
             self.seconds = time.monotonic() - self._began
 

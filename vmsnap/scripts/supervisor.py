@@ -26,7 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from vmsnap.freeze.frozen_list import thaw_after_death
-from vmsnap.system.process import PIPE_READS, Ending, descendants, drain, ending_of, fork, libc
+from vmsnap.system.process import (
+    PIPE_READS,
+    ExitStatus,
+    descendants,
+    drain,
+    exit_status,
+    fork,
+    libc,
+)
 from vmsnap.system.waiter import Waiter
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -173,7 +181,7 @@ class Supervisor:
         output: int | None = None,
         take: Callable[[bytes], None] = lambda _: None,
         survive: bool = False,
-    ) -> Ending:
+    ) -> ExitStatus:
         """Run one program to its end, the deadline (monotonic) or the engine's order to stop.
 
         The death of the engine is such an order too, unless the program is to `survive` it.
@@ -184,7 +192,7 @@ class Supervisor:
         try:
             pid = start()
         except OSError as e:
-            return Ending(error=f"could not be started: {e.strerror or e}")
+            return ExitStatus(error=f"could not be started: {e.strerror or e}")
         sources = () if output is None else (output,)
         while True:
             ready = self._wait(deadline, *sources)
@@ -193,12 +201,12 @@ class Supervisor:
             if pid in self._statuses:
                 if output is not None:
                     drain(output, take, reads=PIPE_READS)
-                return ending_of(self._statuses[pid])
+                return exit_status(self._statuses[pid])
             if any("stop" in order for order in self._orders) or (self.alone and not survive):
                 self._orders = [order for order in self._orders if "stop" not in order]
-                return Ending(stopped=True)
+                return ExitStatus(stopped=True)
             if deadline is not None and time.monotonic() >= deadline:
-                return Ending(timed_out=True)
+                return ExitStatus(timed_out=True)
 
     def end_everything(
         self,

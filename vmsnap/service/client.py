@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmsnap import progress
-from vmsnap.errors import Impossible
+from vmsnap.errors import CommandError, VmsnapError
 from vmsnap.progress import Progress
 from vmsnap.result import Result, last_result
 from vmsnap.service.messages import FAILED, TAKEN, confirm, forget
 from vmsnap.session import lock
-from vmsnap.session.lock import InProgress
+from vmsnap.session.lock import SessionInProgressError
 from vmsnap.system import systemd
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ UNIT = "vmsnap-session.service"
 IN_PROGRESS = str(os.EX_TEMPFAIL)  # how the unit ends when it finds another session
 
 
-class Unavailable(Impossible):
+class SystemdUnavailableError(CommandError):
     """There is no systemd to ask, or it could not do what it was asked to."""
 
 
-class NoSession(Exception):
+class NoSessionError(VmsnapError):
     """There is nothing to thaw. `last` is how the last session ended, None if there was none."""
 
     def __init__(self, last: Result | None) -> None:
@@ -45,7 +45,7 @@ class NoSession(Exception):
         self.last = last
 
 
-class Cut(BaseException):
+class CallerTimeout(BaseException):
     """Whoever waits for a session waits no longer, and not for its end either."""
 
 
@@ -53,9 +53,9 @@ def freeze(
     options: Options, session: str = "", beginning: Callable[[], None] | None = None
 ) -> Progress | Result:
     """Begin a session, with this UUID if any. Return its Progress once it holds, or else the Result
-    that says why it does not. Raises InProgress, Unavailable and lock.RunDirectoryUnusable; a
-    KeyboardInterrupt ends the session first, and Cut has it end. `beginning` is called when nobody
-    else can begin one any more, and raises what it likes."""
+    that says why it does not. Raises SessionInProgressError, SystemdUnavailableError and
+    lock.RunDirectoryError; a KeyboardInterrupt ends the session first, and CallerTimeout has it
+    end. `beginning` is called when nobody else can begin one any more, and raises what it likes."""
     from vmsnap.result import new_session_id
     from vmsnap.service.messages import place, request_of, withdraw  # `vmsnap thaw` must start fast
 
@@ -77,7 +77,7 @@ def freeze(
     except KeyboardInterrupt:
         end(run, progress_of(session, run), FAILED)
         raise
-    except Cut:
+    except CallerTimeout:
         abandon(session, run)
         raise
     finally:
@@ -87,17 +87,16 @@ def freeze(
         return result
     refuse_another(run)
     if code == 0 or systemd.show(UNIT, "ExecMainStatus") == IN_PROGRESS:
-        raise InProgress("found that another session was in progress")
-    raise Unavailable(f"{UNIT} could not be started: {error}")
+        raise SessionInProgressError("found that another session was in progress")
+    raise SystemdUnavailableError(f"{UNIT} could not be started: {error}")
 
 
 def thaw(run_dir: Path, state: Path, wanted: str = "", failed: bool = False) -> Result:
     """End the session that holds, and return its result; with `failed`, one without a snapshot.
 
     With `wanted`, the beginning of a UUID, no other session is ended, and one that has ended
-    already is just looked up. Raises InProgress if another session is in progress, or one that
-    does not hold; NoSession and Unavailable.
-    """
+    already is just looked up. Raises SessionInProgressError if another session is in progress, or
+    one that does not hold; NoSessionError and SystemdUnavailableError."""
     refuse_without_systemd()
     now = progress.read(run_dir)
     holder = lock.holder(run_dir)
@@ -107,14 +106,14 @@ def thaw(run_dir: Path, state: Path, wanted: str = "", failed: bool = False) -> 
         if result:
             return result
         reason = error or "its process was killed; see `vmsnap thaw --force`"
-        raise Unavailable(f"session {now.session} left no result: {reason}")
+        raise SystemdUnavailableError(f"session {now.session} left no result: {reason}")
     last = last_result(run_dir, state)
     if last and wanted and last.session.startswith(wanted):
         return last
     if last and holder and now is None and holder.startswith(last.session):
         return last  # its engine was killed, and its supervisors are not done yet
     refuse_another(run_dir)
-    raise NoSession(None if wanted else last)
+    raise NoSessionError(None if wanted else last)
 
 
 def abandon(session: str, run_dir: Path) -> None:
@@ -177,7 +176,7 @@ def engine_of(run_dir: Path, now: Progress) -> int | None:
 def refuse_another(run_dir: Path) -> None:
     holder = lock.holder(run_dir)
     if holder:
-        raise InProgress(f"found session {holder} in progress")
+        raise SessionInProgressError(f"found session {holder} in progress")
 
 
 def progress_of(session: str, run_dir: Path) -> Progress | None:
@@ -193,15 +192,15 @@ def result_of(session: str, *directories: Path) -> Result | None:
 
 def refuse_without_systemd() -> None:
     if not systemd.booted():
-        raise Unavailable(
+        raise SystemdUnavailableError(
             "found no systemd running here, expected it to hold the session; there are "
             "`vmsnap run -- COMMAND` and `vmsnap thaw --force`"
         )
 
 
 def systemctl(*arguments: str) -> tuple[int, str]:
-    """Return systemctl's exit code and what it complained of. Raises Unavailable."""
+    """Return systemctl's exit code and what it complained of. Raises SystemdUnavailableError."""
     try:
         return systemd.systemctl(*arguments)
     except OSError as e:
-        raise Unavailable(f"systemctl: {e.strerror}") from None
+        raise SystemdUnavailableError(f"systemctl: {e.strerror}") from None

@@ -93,7 +93,7 @@ def doubts(confirmed: str, signalled: str) -> str:
 def serve(run_dir: Path) -> Result:
     """The unit's main process: take one session to its end.
 
-    Raises request.Unanswerable, lock.InProgress and lock.RunDirectoryUnusable.
+    Raises request.RequestError, lock.SessionInProgressError and lock.RunDirectoryError.
     """
     lock.prepare(run_dir)
     request = take(run_dir)

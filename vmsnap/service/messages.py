@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from vmsnap.consistency import Level
-from vmsnap.errors import Impossible
-from vmsnap.session.lock import InProgress, RunDirectoryUnusable
+from vmsnap.errors import CommandError
+from vmsnap.session.lock import RunDirectoryError, SessionInProgressError
 from vmsnap.session.options import Options
 
 REQUEST = "request"
 TAKEN, FAILED = "taken", "failed"
 
 
-class Unanswerable(Impossible):
+class RequestError(CommandError):
     """There is a request, but its caller is gone, or it cannot be read."""
 
 
@@ -79,16 +79,18 @@ def request_of(options: Options, session: str) -> Request:
 
 def place(run_dir: Path, request: Request) -> int:
     """The caller's side. Return the descriptor that keeps the request valid, until withdraw().
-    Raises InProgress if another caller is waiting, and RunDirectoryUnusable."""
+    Raises SessionInProgressError if another caller is waiting, and RunDirectoryError."""
     fd = open_locked(run_dir)
     if fd is None:
-        raise InProgress("found another `vmsnap freeze` that waits for its session to begin")
+        raise SessionInProgressError(
+            "found another `vmsnap freeze` that waits for its session to begin"
+        )
     try:
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(asdict(request)).encode(), 0)
     except OSError as e:
         os.close(fd)
-        raise RunDirectoryUnusable(f"{run_dir / REQUEST}: {e.strerror}") from None
+        raise RunDirectoryError(f"{run_dir / REQUEST}: {e.strerror}") from None
     return fd
 
 
@@ -99,7 +101,7 @@ def withdraw(fd: int) -> None:
 
 def take(run_dir: Path) -> Request | None:
     """The unit's side: the request of a caller that waits; None if nobody asked for anything in
-    particular. Raises Unanswerable. The file is empty afterwards."""
+    particular. Raises RequestError. The file is empty afterwards."""
     fd = open_locked(run_dir)
     abandoned = fd is not None
     if fd is None:
@@ -110,13 +112,13 @@ def take(run_dir: Path) -> Request | None:
         if not text:
             return None
         if abandoned:
-            raise Unanswerable("found a request whose `vmsnap freeze` is gone; it was cleared away")
+            raise RequestError("found a request whose `vmsnap freeze` is gone; it was cleared away")
         fields: dict[str, Any] = json.loads(text)
         request = Request(**fields)
         request.options(run_dir)
         return request
     except (ValueError, TypeError, RecursionError) as e:
-        raise Unanswerable(f"found a request that cannot be read: {e}") from None
+        raise RequestError(f"found a request that cannot be read: {e}") from None
     finally:
         os.close(fd)
 

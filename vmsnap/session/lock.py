@@ -17,14 +17,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from vmsnap.errors import VmsnapError
+
 LOCK = "lock"
 
 
-class InProgress(Exception):
+class SessionInProgressError(VmsnapError):
     """Another session holds the lock."""
 
 
-class RunDirectoryUnusable(Exception):
+class RunDirectoryError(VmsnapError):
     """The run directory cannot be made, or others than root can write to it."""
 
 
@@ -34,26 +36,29 @@ def prepare(run_dir: Path) -> None:
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = run_dir.stat()
     except OSError as e:
-        raise RunDirectoryUnusable(f"{run_dir}: {e.strerror}") from None
+        raise RunDirectoryError(f"{run_dir}: {e.strerror}") from None
     if status.st_uid != 0 or status.st_mode & 0o022:
-        raise RunDirectoryUnusable(
+        raise RunDirectoryError(
             f"{run_dir}: found owner uid {status.st_uid} and mode {status.st_mode & 0o7777:04o}, "
             "expected owner root and mode 0700"
         )
 
 
 def acquire(run_dir: Path, session: str) -> int:
-    """Take the lock and return its descriptor; closing it gives it back. Raises InProgress."""
+    """Take the lock and return its descriptor; closing it gives it back. Raises
+    SessionInProgressError."""
     try:
         fd = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError as e:
-        raise RunDirectoryUnusable(f"{run_dir / LOCK}: {e.strerror}") from None
+        raise RunDirectoryError(f"{run_dir / LOCK}: {e.strerror}") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.pread(fd, 200, 0).decode("ascii", "replace").strip()
         os.close(fd)
-        raise InProgress(f"found session {holder or 'of an unknown process'} in progress") from None
+        raise SessionInProgressError(
+            f"found session {holder or 'of an unknown process'} in progress"
+        ) from None
     with contextlib.suppress(OSError):  # a full tmpfs costs the name, not the lock
         os.ftruncate(fd, 0)
         os.pwrite(fd, holder_text(session, os.getpid()).encode(), 0)
@@ -65,7 +70,7 @@ def held(run_dir: Path, whose: str, patience: float) -> Iterator[int]:
     """For work that no session may run into; one in progress may end within `patience` seconds.
     What is yielded is the lock. Raises as prepare and acquire do."""
     prepare(run_dir)
-    with contextlib.suppress(OSError, InProgress):
+    with contextlib.suppress(OSError, SessionInProgressError):
         wait_for_end(run_dir, patience)
     fd = acquire(run_dir, whose)
     try:
@@ -77,10 +82,11 @@ def held(run_dir: Path, whose: str, patience: float) -> Iterator[int]:
 
 
 def wait_for_end(run_dir: Path, patience: float) -> None:
-    """Wait until nobody has the lock. Raises InProgress, and OSError if nobody ever had it."""
+    """Wait until nobody has the lock. Raises SessionInProgressError, and OSError if nobody ever had
+    it."""
 
     def give_up(*_: object) -> NoReturn:
-        raise InProgress
+        raise SessionInProgressError
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, patience, 1.0)  # again, should it come just before flock

@@ -27,7 +27,13 @@ from vmsnap import progress
 from vmsnap.config import checks
 from vmsnap.consistency import Level
 from vmsnap.errors import Kind, Problem
-from vmsnap.freeze.frozen_list import FROZEN_LIST, ListUnreadable, has_ended, read_list, thaw_listed
+from vmsnap.freeze.frozen_list import (
+    FROZEN_LIST,
+    FrozenListError,
+    has_ended,
+    read_list,
+    thaw_listed,
+)
 from vmsnap.freeze.thaw import STEP_PATIENCE
 from vmsnap.journal.sender import Event, Journal, Priority
 from vmsnap.progress import Progress
@@ -116,7 +122,7 @@ def stopped(run_dir: Path, state: Path) -> bool:
     if lost and lost.invocation == invocation:
         try:
             descriptor = lock.acquire(run_dir, lost.session)
-        except (lock.InProgress, lock.RunDirectoryUnusable):
+        except (lock.SessionInProgressError, lock.RunDirectoryError):
             # Supervisors are at work, the guard is still inside a freeze, or a new session has
             # begun, which then does all this.
             if not (lock.holder(run_dir) or lost.session).startswith(lost.session):
@@ -155,7 +161,7 @@ def thaw_in_child(
 
     def thaw(pipe: int) -> None:
         messages: list[str] = []
-        with contextlib.suppress(FileNotFoundError, ListUnreadable):
+        with contextlib.suppress(FileNotFoundError, FrozenListError):
             good = thaw_listed(run_dir, report or messages.append, remove=remove, session=session)
             os.write(pipe, json.dumps([good, messages]).encode())
         os.close(pipe)  # a thread of ours may be inside the kernel for as long as it likes
@@ -184,7 +190,7 @@ def thaw_left(run_dir: Path, waiter: Waiter, invocation: str | None = None) -> b
         listed = read_list(run_dir / FROZEN_LIST)
     except FileNotFoundError:
         return True
-    except ListUnreadable as e:
+    except FrozenListError as e:
         warn(str(e))
         return False
     if invocation not in (None, listed.get("invocation")):
@@ -206,7 +212,7 @@ def thaw_by_force(run_dir: Path, remove: bool) -> tuple[bool, list[str]]:
         listed = read_list(run_dir / FROZEN_LIST)
     except FileNotFoundError:
         return nothing
-    except ListUnreadable as e:
+    except FrozenListError as e:
         return False, [str(e)]
     thawed = None
     with contextlib.suppress(OSError):  # no more processes, which is when things get killed

@@ -66,7 +66,7 @@ def spawn(
 
 
 @dataclass(frozen=True)
-class Ending:
+class ExitStatus:
     """How a program ended: by `exit` or by `signal`; or, in words, why nobody knows: `error`."""
 
     exit: int | None = None
@@ -171,10 +171,10 @@ def output_of(argv: Sequence[str]) -> tuple[int, str, str]:
     )
 
 
-def ending_of(status: int) -> Ending:
+def exit_status(status: int) -> ExitStatus:
     if os.WIFSIGNALED(status):
-        return Ending(signal=os.WTERMSIG(status))
-    return Ending(exit=os.WEXITSTATUS(status))
+        return ExitStatus(signal=os.WTERMSIG(status))
+    return ExitStatus(exit=os.WEXITSTATUS(status))
 
 
 def drain(fd: int, take: Callable[[bytes], None], reads: int) -> bool:

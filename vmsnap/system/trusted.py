@@ -17,7 +17,7 @@ MAX_BYTES = 1 << 20
 MAX_SYMLINKS = 40  # as the kernel: path_resolution(7)
 
 
-class Untrusted(Exception):
+class InsecurePathError(Exception):
     """Somebody else than root owns or can change `step`, one of the steps of a path."""
 
     def __init__(self, step: str, found: str, expected: str) -> None:
@@ -28,7 +28,7 @@ class Untrusted(Exception):
         return f"{self.step}: found {self.found}, expected {self.expected}"
 
 
-class Unreadable(Exception):
+class UnreadableFileError(Exception):
     """A file is there, but not what a configuration can be read from."""
 
 
@@ -43,13 +43,15 @@ def encodable(word: str) -> bool:
 
 def check_owner(status: os.stat_result, step: str) -> None:
     if status.st_uid != 0:
-        raise Untrusted(step, f"owner uid {status.st_uid}", "owner root (uid 0)")
+        raise InsecurePathError(step, f"owner uid {status.st_uid}", "owner root (uid 0)")
 
 
 def check_mode(status: os.stat_result, step: str, forbidden: int) -> None:
     mode = stat.S_IMODE(status.st_mode)
     if mode & forbidden:
-        raise Untrusted(step, f"mode {mode:04o}", f"mode {mode & ~forbidden:04o} or stricter")
+        raise InsecurePathError(
+            step, f"mode {mode:04o}", f"mode {mode & ~forbidden:04o} or stricter"
+        )
 
 
 def open_trusted(path: str | Path, forbidden: int = 0o7177) -> int:
@@ -57,16 +59,17 @@ def open_trusted(path: str | Path, forbidden: int = 0o7177) -> int:
 
     The file and every directory and symbolic link on the way must belong to root; no directory may
     be writable by group or others (the sticky bit does not excuse it); the file may have no bit of
-    `forbidden` in its mode. Raises Untrusted for all that, Unreadable if it is no regular file, and
-    OSError as open(2) does.
-    """
+    `forbidden` in its mode. Raises InsecurePathError for all that, UnreadableFileError if it is no
+    regular file, and OSError as open(2) does."""
     names = [name for name in reversed(os.fspath(path).split("/")) if name not in ("", ".")]
     if not os.fspath(path).startswith("/") or not names or os.fspath(path).endswith("/"):
-        raise Unreadable(f"{path}: found a path that names no file, expected an absolute path")
+        raise UnreadableFileError(
+            f"{path}: found a path that names no file, expected an absolute path"
+        )
     if "\0" in os.fspath(path):
-        raise Unreadable(f"{str(path)!r}: found a NUL byte in the path")
+        raise UnreadableFileError(f"{str(path)!r}: found a NUL byte in the path")
     if not encodable(os.fspath(path)):
-        raise Unreadable(f"{str(path)!r}: found a path with half a character in it")
+        raise UnreadableFileError(f"{str(path)!r}: found a path with half a character in it")
     directories = [os.open("/", os.O_PATH | os.O_DIRECTORY)]
     steps = [""]
     links = 0
@@ -100,7 +103,7 @@ def open_trusted(path: str | Path, forbidden: int = 0o7177) -> int:
                 steps.append(step)
             else:
                 return open_checked(fd, step, forbidden)
-        raise Unreadable(f"{path}: found a directory, expected a regular file")
+        raise UnreadableFileError(f"{path}: found a directory, expected a regular file")
     finally:
         for fd in directories:
             os.close(fd)
@@ -118,7 +121,9 @@ def open_checked(pinned: int, step: str, forbidden: int) -> int:
     """Turn an O_PATH descriptor into one that can be read. Never opens a FIFO or a device."""
     status = os.fstat(pinned)
     if not stat.S_ISREG(status.st_mode):
-        raise Unreadable(f"{step}: found {kind_of(status.st_mode)}, expected a regular file")
+        raise UnreadableFileError(
+            f"{step}: found {kind_of(status.st_mode)}, expected a regular file"
+        )
     check_owner(status, step)
     check_mode(status, step, forbidden)
     return os.open(f"/proc/self/fd/{pinned}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
@@ -145,19 +150,21 @@ def read_text(path: str | Path, forbidden: int = 0o7177) -> str:
 
 
 def text_of(file: BinaryIO, path: str | Path) -> str:
-    """Raises Unreadable for more than 1 MiB and for what is not UTF-8 text."""
+    """Raises UnreadableFileError for more than 1 MiB and for what is not UTF-8 text."""
     data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise Unreadable(f"{path}: found more than {MAX_BYTES} bytes, expected at most 1 MiB")
+        raise UnreadableFileError(
+            f"{path}: found more than {MAX_BYTES} bytes, expected at most 1 MiB"
+        )
     for mark, encoding in ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
         if data.startswith(mark):
-            raise Unreadable(f"{path}: found {encoding} text, expected UTF-8")
+            raise UnreadableFileError(f"{path}: found {encoding} text, expected UTF-8")
     try:
         text = data.decode("utf-8-sig")  # a byte order mark is harmless: Windows editors write it
     except UnicodeDecodeError as e:
-        raise Unreadable(
+        raise UnreadableFileError(
             f"{path}: found byte 0x{data[e.start]:02x} at offset {e.start}, expected UTF-8 text"
         ) from None
     if "\0" in text:
-        raise Unreadable(f"{path}: found a NUL byte, expected text")
+        raise UnreadableFileError(f"{path}: found a NUL byte, expected text")
     return text

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmsnap.config.app import App, Script, parse_app
-from vmsnap.config.formats import Incorrect, load_json
+from vmsnap.config.formats import ConfigError, load_json
 
 PATH = "/etc/vmsnap/apps.d/web.json"
 LONGEST = 1800.0  # seconds
@@ -23,7 +23,7 @@ def parse(**keys: object) -> App:
 
 
 def refusal(text: str) -> str:
-    with pytest.raises(Incorrect) as caught:
+    with pytest.raises(ConfigError) as caught:
         parse_app(text, PATH, "web")
     assert PATH in str(caught.value)
     return str(caught.value)
@@ -216,7 +216,7 @@ def test_nesting_just_below_the_depth_that_can_be_read_is_no_crash(key: str) -> 
             text = f'{{"{key}": {nested}}}'
         try:
             parse_app(text, PATH, "web")
-        except Incorrect as e:
+        except ConfigError as e:
             assert PATH in str(e)
 
 
@@ -229,7 +229,7 @@ def test_a_number_of_any_length_is_taken_at_its_limit_or_refused(key: str, digit
     text = f'{{"pluginName": "ScriptRunner", "preScriptLocation": "/p", "{key}": {"9" * digits}}}'
     try:
         app, _ = parse_app(text, PATH, "web")
-    except Incorrect as e:
+    except ConfigError as e:
         assert PATH in str(e)
         assert len(str(e)) < len(PATH) + 250
     else:
@@ -295,7 +295,7 @@ def test_any_object_gives_a_well_typed_app_or_is_incorrect(
 ) -> None:
     try:
         app, _ = parse_app(json.dumps({**keys, **plugin}), PATH, "web")
-    except Incorrect as e:
+    except ConfigError as e:
         assert PATH in str(e)
     else:
         assert well_typed(app)
@@ -305,7 +305,7 @@ def test_any_object_gives_a_well_typed_app_or_is_incorrect(
 def test_any_object_of_the_right_types_gives_the_app_it_describes(keys: dict[str, object]) -> None:
     try:
         app, warnings = parse_app(json.dumps({"pluginName": "ScriptRunner", **keys}), PATH, "web")
-    except Incorrect as e:
+    except ConfigError as e:
         assert "NUL" in str(e)  # the only thing wrong with them
         return
     assert warnings == []
@@ -318,7 +318,7 @@ def test_any_object_of_the_right_types_gives_the_app_it_describes(keys: dict[str
 def test_any_text_is_incorrect_or_a_json_object(text: str) -> None:
     try:
         document = load_json(text, PATH)
-    except Incorrect as e:
+    except ConfigError as e:
         assert PATH in str(e)
     else:
         assert isinstance(document, dict)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmsnap.config.azure import parse_plugin_host
-from vmsnap.config.formats import Incorrect
+from vmsnap.config.formats import ConfigError
 from vmsnap.errors import Kind
 
 from ..worlds import AZURE_APP, NOBODY, PLUGIN_HOST, Etc, kinds
@@ -116,7 +116,7 @@ ONE = "pluginName0=ScriptRunner\npluginConfigPath0=/etc/azure/app.json\n"
 def test_a_wrong_file_is_refused_with_key_and_expectation(
     text: str, key: str, expected: str
 ) -> None:
-    with pytest.raises(Incorrect) as caught:
+    with pytest.raises(ConfigError) as caught:
         parse_plugin_host(text, PATH)
     assert PATH in str(caught.value)
     assert key in str(caught.value)
@@ -171,7 +171,7 @@ def test_a_path_to_no_file_is_an_error_that_names_it_and_the_others_still_run(et
 def test_any_text_gives_a_cap_and_paths_or_is_incorrect(text: str) -> None:
     try:
         cap, paths = parse_plugin_host(text, PATH)
-    except Incorrect as e:
+    except ConfigError as e:
         assert PATH in str(e)
     else:
         assert 1 <= cap <= 1800

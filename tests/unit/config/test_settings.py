@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmsnap.config.azure import parse_vmbackup
-from vmsnap.config.formats import Incorrect
+from vmsnap.config.formats import ConfigError
 from vmsnap.config.settings import Settings, parse_settings
 from vmsnap.consistency import Level
 from vmsnap.errors import Kind
@@ -29,7 +29,7 @@ def parse(*texts: str) -> Settings:
 
 
 def refusal(text: str) -> str:
-    with pytest.raises(Incorrect) as caught:
+    with pytest.raises(ConfigError) as caught:
         parse_settings(text, PATH, {})
     assert PATH in str(caught.value)
     return str(caught.value)
@@ -236,7 +236,7 @@ def test_a_vmbackup_conf_that_says_nothing_of_ours_changes_nothing(text: str) ->
 
 @pytest.mark.parametrize("value", ["soon", "0", "-3", "nan", "1e400"])
 def test_a_wrong_timeout_in_vmbackup_conf_is_refused_by_name(value: str) -> None:
-    with pytest.raises(Incorrect) as caught:
+    with pytest.raises(ConfigError) as caught:
         vmbackup(f"[SnapshotThread]\ntimeout = {value}\n")
     assert "'timeout'" in str(caught.value)
     assert f"'{value}'" in str(caught.value)
@@ -272,7 +272,7 @@ def test_any_text_gives_settings_of_the_right_types_or_is_incorrect(text: str) -
     values: dict[str, Any] = {}
     try:
         parse_settings(text, PATH, values)
-    except Incorrect as e:
+    except ConfigError as e:
         assert PATH in str(e)
     settings = Settings(**values)
     for seconds in (settings.freeze_timeout, settings.hold, settings.kill_grace):
@@ -288,7 +288,7 @@ def test_any_text_gives_settings_of_the_right_types_or_is_incorrect(text: str) -
 def test_any_text_as_vmbackup_conf_gives_settings_or_is_incorrect(text: str) -> None:
     try:
         settings = vmbackup(text)
-    except Incorrect as e:
+    except ConfigError as e:
         assert "vmbackup.conf" in str(e)
     else:
         assert 0 < settings.hold < math.inf

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vmsnap.freeze.frozen_list import FROZEN_LIST, ListUnreadable, thaw_listed
+from vmsnap.freeze.frozen_list import FROZEN_LIST, FrozenListError, thaw_listed
 
 
 def write(run: Path, *filesystems: dict[str, object]) -> Path:
@@ -68,6 +68,6 @@ def test_a_list_that_cannot_be_read_is_an_error_that_says_what_to_do(
     tmp_path: Path, text: str
 ) -> None:
     (tmp_path / FROZEN_LIST).write_text(text)
-    with pytest.raises(ListUnreadable, match="fsfreeze --unfreeze"):
+    with pytest.raises(FrozenListError, match="fsfreeze --unfreeze"):
         thaw_listed(tmp_path, lambda _: None)
     assert (tmp_path / FROZEN_LIST).exists()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from vmsnap.config.checks import Inspection
 from vmsnap.platforms import diagnose, integrate
 from vmsnap.platforms.additions import with_addition, without
-from vmsnap.platforms.integrate import NotPossible, connect, disconnect, recorded
+from vmsnap.platforms.integrate import IntegrationError, connect, disconnect, recorded
 from vmsnap.platforms.registry import agents
 from vmsnap.system import files
 
@@ -138,7 +138,7 @@ def test_what_somebody_else_has_put_there_is_in_the_way(machine: Machine, agent:
     path = agents()[agent].connection(machine.root).files[-1].path
     machine.write(str(path.relative_to(machine.root)), "#!/bin/sh\nmine\n", 0o700)
     before = machine.tree()
-    with pytest.raises(NotPossible, match=str(path)):
+    with pytest.raises(IntegrationError, match=str(path)):
         connect(agent, machine.state, root=machine.root)
     assert (machine.tree(), recorded(machine.state)) == (before, {})
 
@@ -210,7 +210,7 @@ def test_without_a_record_a_removal_finds_what_there_is(machine: Machine) -> Non
 
 def test_a_configuration_that_others_can_change_is_not_touched(machine: Machine) -> None:
     path = machine.write("etc/default/instance_configs.cfg", "[a]\n", 0o666)
-    with pytest.raises(NotPossible, match="mode 0666"):
+    with pytest.raises(IntegrationError, match="mode 0666"):
         connect("google", machine.state, root=machine.root)
     assert path.read_text() == "[a]\n"
 

@@ -19,7 +19,7 @@ from vmsnap.config import app as config
 from vmsnap.config.settings import SETTINGS, parse_settings
 from vmsnap.provision import validation as mistakes_of_a_document
 from vmsnap.provision.document import Document, load, read
-from vmsnap.provision.validation import Mistaken, schema
+from vmsnap.provision.validation import InvalidDocumentError, schema
 from vmsnap.system.files import File
 
 from ..worlds import Etc
@@ -58,7 +58,7 @@ def app(document: Document, path: str) -> dict[str, Any]:
 
 def mistakes(found: object) -> dict[str, str]:
     """What is told, by key."""
-    with pytest.raises(Mistaken) as caught:
+    with pytest.raises(InvalidDocumentError) as caught:
         read(found, ETC)
     return {mistake.key: mistake.message for mistake in caught.value.mistakes}
 
@@ -299,7 +299,7 @@ def test_who_gives_whole_user_data_is_told() -> None:
 
 
 def test_more_mistakes_than_anybody_reads_are_counted() -> None:
-    with pytest.raises(Mistaken) as caught:
+    with pytest.raises(InvalidDocumentError) as caught:
         read({f"key{number}": 1 for number in range(50)}, ETC)
     assert len(caught.value.mistakes) == 21
     assert "there are 30 mistakes more" in str(caught.value)
@@ -311,7 +311,7 @@ def test_only_one_app_can_be_azure_s() -> None:
 
 
 def test_a_timer_belongs_to_the_systemd_of_this_machine() -> None:
-    with pytest.raises(Mistaken, match="timer"):
+    with pytest.raises(InvalidDocumentError, match="timer"):
         read({"timer": False}, Path("/srv/image/etc"))
 
 
@@ -350,7 +350,7 @@ def test_whatever_is_wrong_no_value_is_shown(places: dict[str, object]) -> None:
         del found["timer"]  # which systemd would be asked about
     try:
         read(found, ETC)
-    except Mistaken as e:
+    except InvalidDocumentError as e:
         assert e.mistakes
         assert SECRET not in str(e)
 
@@ -404,7 +404,7 @@ def test_yaml_and_json_say_the_same() -> None:
     ],
 )
 def test_yaml_that_no_configuration_can_hold_is_one_clear_error(text: str, words: str) -> None:
-    with pytest.raises(Mistaken) as caught:
+    with pytest.raises(InvalidDocumentError) as caught:
         load(text, yaml=True)
     assert words in str(caught.value)
     assert SECRET not in str(caught.value)
@@ -423,7 +423,7 @@ def test_yaml_that_no_configuration_can_hold_is_one_clear_error(text: str, words
     ],
 )
 def test_json_that_no_configuration_can_hold_is_one_clear_error(text: str, words: str) -> None:
-    with pytest.raises(Mistaken) as caught:
+    with pytest.raises(InvalidDocumentError) as caught:
         load(text, yaml=False)
     assert words in str(caught.value)
 
@@ -433,13 +433,13 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     for as_yaml in (True, False):
         try:
             read(load(text, yaml=as_yaml), ETC)
-        except Mistaken as e:
+        except InvalidDocumentError as e:
             assert e.mistakes
 
 
 def test_without_pyyaml_it_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "yaml", None)
-    with pytest.raises(Mistaken, match="python3-yaml"):
+    with pytest.raises(InvalidDocumentError, match="python3-yaml"):
         load("a: 1", yaml=True)
     assert load("{}", yaml=False) == {}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vmsnap.provision.init import Exists, NotInstalled, init
+from vmsnap.provision.init import AppExistsError, NotInstalledError, init
 from vmsnap.provision.quiescers import QUIESCERS
 
 from ..worlds import QUIESCE, Etc, installed_quiescers
@@ -65,7 +65,7 @@ def test_an_existing_file_is_never_touched_and_no_other_is_written(
     if dangling:
         path.unlink()
         path.symlink_to("nowhere")
-    with pytest.raises(Exists, match=str(path)):
+    with pytest.raises(AppExistsError, match=str(path)):
         init(etc.root, "web")
     assert files(etc.root) == {existing}
     assert path.is_symlink() if dangling else path.read_text() == "mine"
@@ -166,7 +166,7 @@ def test_a_quiescer_holds_for_as_long_as_the_settings_let_a_session_hold(
 @pytest.mark.usefixtures("installed")
 def test_an_app_that_exists_is_not_touched_by_one_with_a_quiescer(etc: Etc) -> None:
     path = etc.write("vmsnap/apps.d/redis.json", "mine")
-    with pytest.raises(Exists, match=str(path)):
+    with pytest.raises(AppExistsError, match=str(path)):
         init(etc.root, "redis", QUIESCERS["redis"])
     assert path.read_text() == "mine"
 
@@ -175,7 +175,7 @@ def test_a_quiescer_that_is_not_installed_is_told_and_nothing_is_written(
     etc: Etc, installed: Path
 ) -> None:
     (installed / "redis").unlink()
-    with pytest.raises(NotInstalled, match=f"{installed}/redis: found no file"):
+    with pytest.raises(NotInstalledError, match=f"{installed}/redis: found no file"):
         init(etc.root, "cache", QUIESCERS["valkey"])
     assert files(etc.root) == set()
 

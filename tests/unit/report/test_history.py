@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmsnap.journal.sender import Event
-from vmsnap.report.history import JournalUnreadable, find, history, result_in
+from vmsnap.report.history import JournalReadError, find, history, result_in
 from vmsnap.report.tables import history_table
 from vmsnap.report.text import Paint
 from vmsnap.result import Result
@@ -166,7 +166,7 @@ def test_a_result_that_could_not_be_shown_is_skipped(
 
 def test_what_journalctl_complains_of_is_said(journalctl: Journalctl) -> None:
     journalctl.code, journalctl.error = 1, "Failed to parse timestamp:\n  soon\n"
-    with pytest.raises(JournalUnreadable) as caught:
+    with pytest.raises(JournalReadError) as caught:
         history("soon")
     assert str(caught.value) == "Failed to parse timestamp: soon"
 
@@ -175,7 +175,7 @@ def test_a_journalctl_that_fails_in_silence_is_said_by_its_exit_code(
     journalctl: Journalctl,
 ) -> None:
     journalctl.code = 3
-    with pytest.raises(JournalUnreadable) as caught:
+    with pytest.raises(JournalReadError) as caught:
         history()
     assert str(caught.value) == "journalctl ended with 3"
 
@@ -185,7 +185,7 @@ def test_without_a_journalctl_that_is_said(monkeypatch: pytest.MonkeyPatch) -> N
         raise FileNotFoundError(2, "No such file or directory", "journalctl")
 
     monkeypatch.setattr("vmsnap.report.history.output_of", missing)
-    with pytest.raises(JournalUnreadable) as caught:
+    with pytest.raises(JournalReadError) as caught:
         history()
     assert str(caught.value) == "journalctl: No such file or directory"
 

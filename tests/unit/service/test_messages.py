@@ -19,14 +19,14 @@ from vmsnap.consistency import Level
 from vmsnap.service.messages import (
     REQUEST,
     Request,
-    Unanswerable,
+    RequestError,
     open_locked,
     place,
     request_of,
     take,
     withdraw,
 )
-from vmsnap.session.lock import InProgress
+from vmsnap.session.lock import SessionInProgressError
 from vmsnap.session.options import Options
 
 SESSION = "0b6f5a0e-6f55-4b4b-8f2c-59e3b5b8f6a1"
@@ -141,7 +141,7 @@ def test_the_request_of_a_caller_that_was_killed_is_refused_once_and_cleared(
     tmp_path: Path,
 ) -> None:
     os.close(place(tmp_path, request()))  # all that the kernel does for it
-    with pytest.raises(Unanswerable, match="is gone"):
+    with pytest.raises(RequestError, match="is gone"):
         take(tmp_path)
     assert (tmp_path / REQUEST).read_bytes() == b""
     assert take(tmp_path) is None
@@ -158,14 +158,14 @@ def test_what_a_killed_caller_left_does_not_reach_the_next_one(tmp_path: Path) -
 
 def test_what_a_killed_caller_left_is_refused_also_if_it_cannot_be_read(tmp_path: Path) -> None:
     left_behind(tmp_path, b'{"session": "half a')
-    with pytest.raises(Unanswerable, match="is gone"):
+    with pytest.raises(RequestError, match="is gone"):
         take(tmp_path)
     assert take(tmp_path) is None
 
 
 def test_a_second_caller_is_refused_and_leaves_the_request_of_the_first(tmp_path: Path) -> None:
     fd = place(tmp_path, request())
-    with pytest.raises(InProgress, match="another `vmsnap freeze`"):
+    with pytest.raises(SessionInProgressError, match="another `vmsnap freeze`"):
         place(tmp_path, request("of the second"))
     answer = take(tmp_path)
     withdraw(fd)
@@ -178,7 +178,7 @@ def test_a_caller_waits_for_its_answer_alone_also_after_its_request_was_taken(
 ) -> None:
     fd = place(tmp_path, request())
     take(tmp_path)
-    with pytest.raises(InProgress):
+    with pytest.raises(SessionInProgressError):
         place(tmp_path, request())
     withdraw(fd)
     withdraw(place(tmp_path, request()))
@@ -189,7 +189,7 @@ def test_the_unit_keeps_no_lock_that_the_next_caller_would_find(
     tmp_path: Path, content: bytes
 ) -> None:
     left_behind(tmp_path, content)
-    with contextlib.suppress(Unanswerable):
+    with contextlib.suppress(RequestError):
         take(tmp_path)
     withdraw(place(tmp_path, request()))
 
@@ -228,7 +228,7 @@ def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path: Path) -> None
 def test_a_request_that_cannot_be_read_is_refused_and_cleared(
     tmp_path: Path, content: bytes
 ) -> None:
-    with pytest.raises(Unanswerable, match="cannot be read"):
+    with pytest.raises(RequestError, match="cannot be read"):
         taken(tmp_path, content)
     assert (tmp_path / REQUEST).read_bytes() == b""
 
@@ -236,7 +236,7 @@ def test_a_request_that_cannot_be_read_is_refused_and_cleared(
 @given(st.binary() | st.text().map(str.encode) | JSON.map(lambda v: json.dumps(v).encode()))
 def test_whatever_the_file_holds_it_is_a_request_or_refused(content: bytes) -> None:
     with run_directory() as run:
-        with contextlib.suppress(Unanswerable):
+        with contextlib.suppress(RequestError):
             taken(run, content)
         assert (run / REQUEST).read_bytes() == b""
 
@@ -244,7 +244,7 @@ def test_whatever_the_file_holds_it_is_a_request_or_refused(content: bytes) -> N
 @given(st.sampled_from(sorted(asdict(request()))), JSON)
 def test_what_is_taken_can_be_carried_out(key: str, value: object) -> None:
     content = json.dumps({**asdict(request()), key: value}).encode()
-    with run_directory() as run, contextlib.suppress(Unanswerable):
+    with run_directory() as run, contextlib.suppress(RequestError):
         answer = taken(run, content)
         assert answer is not None
         answer.options(run)

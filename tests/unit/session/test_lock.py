@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vmsnap.session.lock import InProgress, RunDirectoryUnusable, acquire, holder, prepare
+from vmsnap.session.lock import RunDirectoryError, SessionInProgressError, acquire, holder, prepare
 
 from ..worlds import NOBODY
 
@@ -42,33 +42,33 @@ def test_preparing_twice_is_fine(run: Path) -> None:
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
 def test_a_run_directory_that_others_can_write_to_is_refused(run: Path, mode: int) -> None:
     run.chmod(mode)
-    with pytest.raises(RunDirectoryUnusable, match=f"mode {mode:04o}"):
+    with pytest.raises(RunDirectoryError, match=f"mode {mode:04o}"):
         prepare(run)
 
 
 def test_a_run_directory_of_somebody_else_is_refused(run: Path) -> None:
     os.chown(run, NOBODY, 0)
-    with pytest.raises(RunDirectoryUnusable, match=str(NOBODY)):
+    with pytest.raises(RunDirectoryError, match=str(NOBODY)):
         prepare(run)
 
 
 def test_a_run_directory_that_cannot_be_made_is_refused_by_name(trusted_dir: Path) -> None:
     (trusted_dir / "file").write_text("")
     for path in (trusted_dir / "file", trusted_dir / "file/run"):
-        with pytest.raises(RunDirectoryUnusable, match=str(path)):
+        with pytest.raises(RunDirectoryError, match=str(path)):
             prepare(path)
 
 
 def test_a_second_session_is_refused_at_once_and_hears_of_the_first(run: Path) -> None:
     first = acquire(run, SESSION)
-    with pytest.raises(InProgress, match=SESSION):
+    with pytest.raises(SessionInProgressError, match=SESSION):
         acquire(run, "another")
     os.close(first)
 
 
 def test_the_refused_session_leaves_the_name_of_the_first_in_place(run: Path) -> None:
     first = acquire(run, SESSION)
-    with pytest.raises(InProgress):
+    with pytest.raises(SessionInProgressError):
         acquire(run, "another")
     words = holder(run)
     os.close(first)
@@ -85,7 +85,7 @@ def test_whoever_inherited_the_descriptor_keeps_the_lock(run: Path) -> None:
     first = acquire(run, SESSION)
     inherited = os.dup(first)
     os.close(first)
-    with pytest.raises(InProgress):
+    with pytest.raises(SessionInProgressError):
         acquire(run, "another")
     os.close(inherited)
     os.close(acquire(run, "another"))
@@ -120,6 +120,6 @@ def test_the_lock_is_readable_by_root_alone(run: Path) -> None:
 
 def test_a_link_in_the_place_of_the_lock_is_not_followed(run: Path, trusted_dir: Path) -> None:
     (run / "lock").symlink_to(trusted_dir / "elsewhere")
-    with pytest.raises(RunDirectoryUnusable):
+    with pytest.raises(RunDirectoryError):
         acquire(run, SESSION)
     assert not (trusted_dir / "elsewhere").exists()

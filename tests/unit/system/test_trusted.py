@@ -14,7 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmsnap.system.trusted import MAX_BYTES, Unreadable, Untrusted, open_trusted, read_text
+from vmsnap.system.trusted import (
+    MAX_BYTES,
+    InsecurePathError,
+    UnreadableFileError,
+    open_trusted,
+    read_text,
+)
 
 from ..worlds import NOBODY, make_directory
 
@@ -31,7 +37,7 @@ def file(trusted_dir: Path) -> Path:
 
 def untrusted(path: Path, step: Path) -> str:
     """Make sure that `path` is refused because of `step`; what was found and expected."""
-    with pytest.raises(Untrusted) as caught:
+    with pytest.raises(InsecurePathError) as caught:
         read_text(path)
     assert caught.value.step == str(step)
     return str(caught.value)
@@ -192,25 +198,25 @@ def test_what_is_no_regular_file_is_refused_by_name_and_never_opened(
     path = trusted_dir / "thing"
     make(path)
     (trusted_dir / "link").symlink_to(path)
-    with pytest.raises(Unreadable, match=f"found a {word}, expected a regular file"):
+    with pytest.raises(UnreadableFileError, match=f"found a {word}, expected a regular file"):
         read_text(trusted_dir / "link" if linked else path)
 
 
 @pytest.mark.parametrize("path", ["", "/", "//", "/.", "relative", "./relative"])
 def test_a_path_that_names_no_file_is_refused(path: str) -> None:
-    with pytest.raises(Unreadable, match="absolute path"):
+    with pytest.raises(UnreadableFileError, match="absolute path"):
         open_trusted(path)
 
 
 def test_a_path_with_a_nul_byte_is_refused() -> None:
-    with pytest.raises(Unreadable, match="NUL|no file can have"):
+    with pytest.raises(UnreadableFileError, match="NUL|no file can have"):
         open_trusted("/etc/host\0name")
 
 
 @pytest.mark.parametrize("path", ["/\ud800", "/etc/\udfff\ud800"])
 def test_a_path_that_no_file_can_have_is_refused(path: str) -> None:
     """JSON can spell half a surrogate pair; the kernel's names are bytes and cannot."""
-    with pytest.raises((Unreadable, OSError)):
+    with pytest.raises((UnreadableFileError, OSError)):
         open_trusted(path)
 
 
@@ -239,14 +245,14 @@ def test_files_up_to_one_mebibyte_are_read(file: Path, size: int) -> None:
 
 
 def test_a_file_of_one_byte_more_is_refused(file: Path) -> None:
-    with pytest.raises(Unreadable, match="1 MiB"):
+    with pytest.raises(UnreadableFileError, match="1 MiB"):
         read_text(content(file, b"x" * (MAX_BYTES + 1)))
 
 
 @pytest.mark.parametrize("size", [1 << 30, 1 << 42])
 def test_a_file_larger_than_the_memory_is_refused_without_being_read(file: Path, size: int) -> None:
     os.truncate(file, size)
-    with pytest.raises(Unreadable, match="1 MiB"):
+    with pytest.raises(UnreadableFileError, match="1 MiB"):
         read_text(file)
 
 
@@ -256,19 +262,19 @@ def test_a_byte_order_mark_is_no_part_of_the_text(file: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
 def test_text_in_another_encoding_is_refused_as_not_utf_8(file: Path, encoding: str) -> None:
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(UnreadableFileError) as caught:
         read_text(content(file, '{"größe": 1}'.encode(encoding)))
     assert str(file) in str(caught.value)
     assert "expected" in str(caught.value)
 
 
 def test_a_wrong_byte_is_named_with_its_place(file: Path) -> None:
-    with pytest.raises(Unreadable, match="0xff at offset 3"):
+    with pytest.raises(UnreadableFileError, match="0xff at offset 3"):
         read_text(content(file, b"abc\xff"))
 
 
 def test_a_nul_byte_is_refused(file: Path) -> None:
-    with pytest.raises(Unreadable, match="NUL"):
+    with pytest.raises(UnreadableFileError, match="NUL"):
         read_text(content(file, b"a\0b"))
 
 
@@ -278,7 +284,7 @@ def test_any_content_is_read_as_it_is_or_refused(file: Path, data: bytes) -> Non
     content(file, data)
     try:
         text = read_text(file)
-    except Unreadable:
+    except UnreadableFileError:
         return
     assert text.encode() == data.removeprefix(b"\xef\xbb\xbf")
 
@@ -294,7 +300,7 @@ def test_neither_success_nor_refusal_leaves_a_descriptor_open(
     file.chmod(0o666)
     (trusted_dir / "loop").symlink_to("loop")
     for path in (file, trusted_dir / "loop", trusted_dir, trusted_dir / "missing"):
-        with pytest.raises((Untrusted, Unreadable, OSError)):
+        with pytest.raises((InsecurePathError, UnreadableFileError, OSError)):
             read_text(path)
     assert set(os.listdir("/proc/self/fd")) == before
 
@@ -303,5 +309,5 @@ def test_scripts_may_be_executable(file: Path) -> None:
     file.chmod(0o700)
     os.close(open_trusted(file, 0o077))
     file.chmod(0o750)
-    with pytest.raises(Untrusted, match="expected mode 0700"):
+    with pytest.raises(InsecurePathError, match="expected mode 0700"):
         open_trusted(file, 0o077)
