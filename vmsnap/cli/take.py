@@ -182,7 +182,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 def waited_for(phase: Phase) -> str:
     """What a person waits for from here on. That of the freeze stays there until the thaw."""
     if phase == "freeze":
-        return "freezing, and taking the snapshot"
+        return "frozen, taking the snapshot"
     return "" if phase == "report" else phase.doing.lower()
 
 
