@@ -221,7 +221,7 @@ def let_go(what: str) -> None:
         except FileNotFoundError:
             print(f"{what} was not held: the pre-script did not succeed")
             return
-        except ConnectionError:  # nobody listens any more
+        except ConnectionError:  # no reader any more
             answer = ""
     status, _, words = answer.partition("\n")
     if status != "released":

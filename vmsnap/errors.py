@@ -121,7 +121,7 @@ class Kind(Enum):
         "IncorrectIntegration",
         144,
         "The agent of this platform does not call vmsnap as it should, so its snapshots may be "
-        "worth less than they seem",
+        "less consistent than they seem",
         "Do what the message says, or run `vmsnap integrate` again; `vmsnap integrate --remove` "
         "ends the connection",
         "c9793b71f8774fdabab0a0147628e49f",

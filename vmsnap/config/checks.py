@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the configuration on this machine amounts to: apps that may run, and a list of problems.
+"""The configuration on this machine, checked: apps that may run, and a list of problems.
 
 `vmsnap check` prints the problems; a session starts from the same list. Nothing here has effects.
 """
@@ -48,7 +48,7 @@ class Inspection:
 
     @property
     def apps_meant(self) -> bool:
-        """Whether anybody configured an app, be it wrongly."""
+        """Whether any app is configured, be it wrongly."""
         return bool(self.apps or self.errors)
 
     @property

@@ -14,7 +14,7 @@ PLAIN_WORD = "a plain word of letters, digits, '.', '_' and '-'"
 
 
 class ConfigError(VmsnapError):
-    """A configuration says something that cannot be meant."""
+    """A configuration is malformed, or has an impossible value."""
 
 
 def load_json(text: str, path: str) -> dict[str, Any]:
@@ -61,7 +61,7 @@ TYPE_WORDS = {
 
 
 def expectation(error: Any) -> str:
-    """What a rule of the schema expects, in words that say nothing of what was found."""
+    """What a rule of the schema expects, without what was found."""
     value = error.validator_value
     if error.validator == "type":
         return " or ".join(

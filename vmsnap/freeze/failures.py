@@ -14,7 +14,7 @@ from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.freeze.filesystem import Filesystem
 from vmsnap.freeze.plan import Plan
 
-# Why the guard thawed without being asked: what it says, and what that means.
+# Why the guard thawed without a command: the cause it sends, and what that means.
 CAUSES = {
     "signal": "the guard was terminated by a signal, and thawed",
     "broken": "the guard failed, and thawed",
@@ -67,7 +67,7 @@ def thaw_failures(filesystems: Iterable[Filesystem], lost: str) -> Iterator[Prob
 
 
 def guard_failures(cause: str, lost: str, hold: float) -> Iterator[Problem]:
-    """What the guard itself did that nobody asked it to. `hold` in seconds."""
+    """What the guard itself did without a command. `hold` in seconds."""
     if cause == "expired":
         yield hold_expired("thaw", hold)
     if cause in CAUSES:

@@ -22,10 +22,10 @@ from vmsnap.system.files import mount_id
 
 @dataclass
 class Filesystem:
-    """One filesystem of the plan, pinned by a descriptor, and what the guard said of it.
+    """One filesystem of the plan, pinned by a descriptor, and what the guard has sent about it.
 
     Times are seconds on the monotonic clock. Until `frozen_at` or `error` is set after
-    `freezing_at`, nobody knows whether it is frozen.
+    `freezing_at`, it is not known whether it is frozen.
     """
 
     entry: Entry

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine's side of a freeze: opens the filesystems, starts the guard (guard.py), talks to it.
 
-Who thaws: the guard, at a word, at its deadlines and at the engine's death. If the guard is lost,
+Who thaws: the guard, on command, at its deadlines and at the engine's death. If the guard is lost,
 killed or without an answer, the engine thaws with its own descriptors. If both are killed a
 supervisor does, by the list in the run directory, and after it `vmsnap thaw --force`.
 
@@ -59,7 +59,7 @@ class Freezer:
         self._run, self._session = run_dir, session
         self._timeout, self._hold, self._waiter = timeout, hold, waiter
         self._by_fd: dict[int, Filesystem] = {}
-        self._said: set[str] = set()
+        self._received: set[str] = set()
         self._buffer = b""
         self._pid = 0
         self._lock = -1
@@ -82,7 +82,7 @@ class Freezer:
         with contextlib.suppress(OSError):  # else the default, enough for a thousand filesystems
             fcntl.fcntl(self._answers, F_SETPIPE_SZ, PIPE_BYTES)
         os.set_blocking(self._answers, False)
-        # What the guard may say when it breaks must not need a filesystem.
+        # What the guard prints when it breaks must not need a filesystem.
         self._stderr = os.memfd_create("vmsnap-guard-stderr", 0)
         argv = [sys.executable, "-ISB", f"/proc/self/fd/{GUARD}"]
         argv += [str(self._timeout), str(self._hold), str(self._run / FROZEN_LIST)]
@@ -178,22 +178,22 @@ class Freezer:
                 self.overdue()
 
     def receive(self) -> None:
-        """Take in what the guard says. When it is gone, thaw in its place."""
+        """Receive what the guard sends. When it is gone, thaw in its place."""
         while True:
             try:
                 data = os.read(self._answers, 65536)
             except BlockingIOError:
                 return
             if not data:
-                if "done" not in self._said:
-                    self._lose(f"the guard died{self._last_words()}")
+                if "done" not in self._received:
+                    self._lose(f"the guard died{self._last_error()}")
                 return
             *lines, self._buffer = (self._buffer + data).split(b"\n")
             for line in lines:
                 self._note(*line.decode().split(" "))
 
     def _note(self, event: str, fd: str, at: str, value: str) -> None:
-        self._said.add(event)
+        self._received.add(event)
         now, f = float(at), self._by_fd.get(int(fd))
         if event == "held":
             self.held_at = now
@@ -253,7 +253,7 @@ class Freezer:
         if not frozen:
             return
 
-        def thaw(told: int) -> None:
+        def thaw(pipe: int) -> None:
             results = thaw_all([(f.step, f.fd, f) for f in frozen])
             # Nobody else's freeze may be ended, so none that was or had been thawed.
             unknown = [(f.step, f.fd, f) for f, error in results if error and f.frozen_at is None]
@@ -261,19 +261,19 @@ class Freezer:
             if ended:
                 results += thaw_all(unknown)
             with contextlib.suppress(BrokenPipeError):  # the engine was killed meanwhile
-                os.write(told, "".join(f"{f.fd} {error}\n" for f, error in results).encode())
-            os.close(told)
+                os.write(pipe, "".join(f"{f.fd} {error}\n" for f, error in results).encode())
+            os.close(pipe)
             if not ended:
                 self._guard_ended(None)
                 thaw_all(unknown)
 
         keep = {self._answers, self._lock, *(f.fd for f in frozen)}
         try:
-            said = in_child(thaw, "vmsnap-thaw", keep, self._waiter, self._patience()) or b""
+            received = in_child(thaw, "vmsnap-thaw", keep, self._waiter, self._patience()) or b""
         except OSError:  # no more processes, which is when things get killed
             results = thaw_all([(f.step, f.fd, f) for f in frozen])
-            said = "".join(f"{f.fd} {error}\n" for f, error in results).encode()
-        for line in said.decode().splitlines():
+            received = "".join(f"{f.fd} {error}\n" for f, error in results).encode()
+        for line in received.decode().splitlines():
             fd, error = map(int, line.split())
             self._by_fd[fd].thaw_error = error
             if error in (0, errno.EINVAL):
@@ -315,18 +315,18 @@ class Freezer:
     # --- talking ---
 
     def _command(self, word: str) -> None:
-        with contextlib.suppress(OSError):  # its death is heard as end of file
+        with contextlib.suppress(OSError):  # its death is noticed as end of file
             os.write(self._commands, f"{word}\n".encode())
 
     def _await(self, event: str, patience: float) -> None:
-        """Wait until the guard has said `event`, or is done, or is lost."""
+        """Wait until the guard has sent `event`, or is done, or is lost."""
         deadline = time.monotonic() + patience
         early = event in ("presynced", "held")
-        while self._answers >= 0 and not self.lost and not self._said & {event, "done"}:
-            if early and (self._waiter.interrupted or "thawing" in self._said):
+        while self._answers >= 0 and not self.lost and not self._received & {event, "done"}:
+            if early and (self._waiter.interrupted or "thawing" in self._received):
                 return
             if time.monotonic() >= deadline:
-                self._lose(f"the guard did not say {event!r} within {patience:g} s")
+                self._lose(f"no {event!r} from the guard within {patience:g} s")
                 return
             if self._answers in self._waiter.wait([self._answers], deadline):
                 self.receive()
@@ -334,16 +334,16 @@ class Freezer:
     def _patience(self) -> float:
         return ANSWER + STEP_PATIENCE * (1 + len({f.step for f in self.filesystems}))
 
-    def _last_words(self) -> str:
+    def _last_error(self) -> str:
         with contextlib.suppress(OSError):
-            words = os.pread(self._stderr, 4096, 0).decode("utf-8", "replace").strip()
-            if words:
-                return f": {words.splitlines()[-1]}"
+            lines = os.pread(self._stderr, 4096, 0).decode("utf-8", "replace").strip()
+            if lines:
+                return f": {lines.splitlines()[-1]}"
         return ""
 
     @property
     def frozen_seconds(self) -> float:
-        """The longest that anybody's write can have been stalled."""
+        """The longest that a write can have been stalled."""
         begins = [f.freezing_at for f in self.filesystems if f.freezing_at is not None]
         ends = [f.thawed_at for f in self.filesystems if f.thawed_at is not None]
         return max(ends) - min(begins) if begins and ends else 0.0

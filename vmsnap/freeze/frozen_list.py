@@ -25,7 +25,7 @@ FROZEN_LIST = "frozen.json"
 
 
 class FrozenListError(VmsnapError):
-    """There is a list of what may be frozen, but nobody can read it."""
+    """There is a list of what may be frozen, but it cannot be read."""
 
 
 def read_list(path: Path) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def thaw_listed(
 
 
 def thaw_earlier(run_dir: Path, report: Callable[[str], None]) -> str:
-    """Thaw what a session that is over has left frozen. Return in words what may stay so."""
+    """Thaw what a session that is over has left frozen. Return a message about what may stay so."""
     try:
         if thaw_listed(run_dir, report):
             return ""

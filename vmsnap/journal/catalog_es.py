@@ -93,7 +93,7 @@ KINDS = {
     ),
     Kind.INCORRECT_INTEGRATION: (
         "El agente de esta plataforma no llama a vmsnap como debería, así que sus instantáneas "
-        "pueden valer menos de lo que parece",
+        "pueden ser menos coherentes de lo que parece",
         "Haga lo que dice el mensaje o ejecute de nuevo `vmsnap integrate`; `vmsnap integrate "
         "--remove` termina la conexión",
     ),

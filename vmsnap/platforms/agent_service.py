@@ -75,7 +75,7 @@ def restart(connection: Connection, wait: bool, changed: bool, start: bool = Fal
 
 
 def recheck() -> None:
-    """A verdict of vmsnap-check.service that is not true any more is not left there."""
+    """Run a failed vmsnap-check.service again: its status may be outdated now."""
     with contextlib.suppress(OSError):
         if systemd.systemctl("is-failed", "--quiet", CHECK)[0] == 0:
             systemd.systemctl("restart", "--no-block", CHECK)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a session was, or is, in words: its summary, its errors, its timeline."""
+"""A session as text: its summary, its errors, its timeline."""
 
 from __future__ import annotations
 

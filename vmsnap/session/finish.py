@@ -91,7 +91,7 @@ def send_end(journal: Journal, result: Result) -> None:
 
 def keep(result: Result, run_dir: Path, state: Path, waiter: Waiter, lock: int) -> str:
     """Write the result to the run directory, and for after the next boot to the state directory;
-    return what was wrong, in words."""
+    return an error message, or ""."""
     document = json.dumps(result.to_json()).encode() + b"\n"
 
     def write() -> None:

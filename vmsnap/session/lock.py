@@ -103,7 +103,7 @@ def holder_text(session: str, process: int) -> str:
 
 
 def holder(run_dir: Path) -> str | None:
-    """Who holds the lock, in words; None if nobody does. Never takes it, be it for an instant."""
+    """Who holds the lock, as text; None if it is free. Never takes it, be it for an instant."""
     path = run_dir / LOCK
     try:
         status = path.stat()

@@ -27,7 +27,7 @@ SUCCEEDED = "vmsnap_last_success_timestamp_seconds"
 
 
 def write_metrics(result: Result, textfile: str, waiter: Waiter, lock: int) -> str:
-    """Bring the file up to date; return what was wrong, in words. Without a file do nothing."""
+    """Bring the file up to date; return an error message, or "". Without a file do nothing."""
     if not textfile:
         return ""
     path = Path(textfile)

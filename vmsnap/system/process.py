@@ -67,7 +67,7 @@ def spawn(
 
 @dataclass(frozen=True)
 class ExitStatus:
-    """How a program ended: by `exit` or by `signal`; or, in words, why nobody knows: `error`."""
+    """How a program ended: by `exit` or by `signal`; or why that is not known: `error`."""
 
     exit: int | None = None
     signal: int | None = None
@@ -142,15 +142,15 @@ def in_child(
         raise
     finally:
         os.close(write)
-    said = b""
+    received = b""
     deadline = time.monotonic() + seconds
     try:
         while time.monotonic() < deadline and not (interruptible and waiter.interrupted):
             if read in waiter.wait([read], deadline):
                 data = os.read(read, READ_BYTES)
                 if not data:
-                    return said
-                said += data
+                    return received
+                received += data
         return None
     finally:
         os.close(read)
@@ -160,7 +160,7 @@ def in_child(
 
 def output_of(argv: Sequence[str]) -> tuple[int, str, str]:
     """Run a program of the system to its end; return its exit code, output and error output. Not
-    for anything that is anybody else's, or while anything is frozen. Raises OSError."""
+    for the administrator's programs, or while anything is frozen. Raises OSError."""
     import subprocess  # late: takes 10 ms
 
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -217,20 +217,22 @@ WRITTEN = b"."
 
 
 def written_in_child(write: Callable[[], None], name: str, waiter: Waiter, lock: int) -> str:
-    """Write a file that may lie on a filesystem that would not thaw, or that somebody else has
-    frozen. Return what was wrong, in words."""
+    """Write a file that may lie on a filesystem that would not thaw, or that another program has
+    frozen. Return an error message, or ""."""
 
-    def attempt(told: int) -> None:
+    def attempt(pipe: int) -> None:
         try:
             write()
-            os.write(told, WRITTEN)
+            os.write(pipe, WRITTEN)
         except OSError as e:
-            os.write(told, (e.strerror or str(e)).encode())
+            os.write(pipe, (e.strerror or str(e)).encode())
 
     try:
-        said = in_child(attempt, name, {lock}, waiter, KEEP_PATIENCE)
+        received = in_child(attempt, name, {lock}, waiter, KEEP_PATIENCE)
     except OSError as e:
         return f"cannot start a process for it: {e.strerror}"
-    if said == WRITTEN:
+    if received == WRITTEN:
         return ""
-    return "it takes too long" if said is None else said.decode() or "it was interrupted"
+    if received is None:
+        return "it takes too long"
+    return received.decode() or "it was interrupted"
