@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import select
 import signal
@@ -25,11 +24,10 @@ from pathlib import Path
 from vmsnap.errors import Kind, Problem
 from vmsnap.freeze.failures import freeze_failures, guard_failures, thaw_failures
 from vmsnap.freeze.filesystem import Filesystem, open_plan
-from vmsnap.freeze.frozen_list import FROZEN_LIST
+from vmsnap.freeze.frozen_list import FROZEN_LIST, write_list
 from vmsnap.freeze.plan import Action, Plan
 from vmsnap.freeze.thaw import STEP_PATIENCE, rcu_expedited, restore_rcu, thaw_all
 from vmsnap.result import FilesystemResult
-from vmsnap.system.files import write_atomically
 from vmsnap.system.process import in_child, spawn
 from vmsnap.system.waiter import Waiter
 
@@ -105,20 +103,10 @@ class Freezer:
         return list(guard_failures("", self.lost, self._hold))
 
     def _write_list(self) -> list[Problem]:
-        """Write down what may be frozen, for those who come after us."""
-        listed = {
-            "session": self._session,
-            "invocation": os.environ.get("INVOCATION_ID", ""),
-            "guard": self._pid,
-            "rcu_expedited": self._rcu_expedited,
-            "filesystems": [
-                {"mount": f.entry.mount, "st_dev": os.fstat(f.fd).st_dev, "step": f.step}
-                for f in self.filesystems
-                if f.entry.action is Action.FREEZE
-            ],
-        }
+        frozen = [f for f in self.filesystems if f.entry.action is Action.FREEZE]
+        items = [(f.entry.mount, os.fstat(f.fd).st_dev, f.step) for f in frozen]
         try:
-            write_atomically(self._run / FROZEN_LIST, json.dumps(listed).encode(), 0o600)
+            write_list(self._run, self._session, self._pid, self._rcu_expedited, items)
         except OSError as e:
             message = f"cannot write the list of what may be frozen into {self._run}: {e.strerror}"
             return [Problem(Kind.FREEZE_FAILED, message, "freeze", path=str(self._run))]

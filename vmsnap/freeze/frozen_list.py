@@ -14,18 +14,41 @@ import json
 import os
 import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from vmsnap.errors import VmsnapError
 from vmsnap.freeze.thaw import STEP_PATIENCE, restore_rcu, thaw_all
+from vmsnap.system.files import write_atomically
 
 FROZEN_LIST = "frozen.json"
 
 
 class FrozenListError(VmsnapError):
     """There is a list of what may be frozen, but it cannot be read."""
+
+
+def write_list(
+    run_dir: Path,
+    session: str,
+    guard: int,
+    rcu_expedited: str,
+    filesystems: Iterable[tuple[str, int, int]],
+) -> None:
+    """Before the first FIFREEZE: what may be frozen from then on, for whoever has to thaw in the
+    guard's place. `guard` is its pid, `rcu_expedited` what the kernel's switch was before, and
+    `filesystems` are mount point, st_dev and step. Raises OSError."""
+    listed = {
+        "session": session,
+        "invocation": os.environ.get("INVOCATION_ID", ""),
+        "guard": guard,
+        "rcu_expedited": rcu_expedited,
+        "filesystems": [
+            {"mount": mount, "st_dev": device, "step": step} for mount, device, step in filesystems
+        ],
+    }
+    write_atomically(run_dir / FROZEN_LIST, json.dumps(listed).encode(), 0o600)
 
 
 def read_list(path: Path) -> dict[str, Any]:
