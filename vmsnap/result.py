@@ -44,6 +44,7 @@ class Phase(str, Enum):
 
 
 PHASES = tuple(phase.value for phase in Phase)
+FROZEN_PHASES = tuple(phase.value for phase in (Phase.FREEZE, Phase.SNAPSHOT, Phase.THAW))
 
 
 @dataclass(frozen=True)

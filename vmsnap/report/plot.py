@@ -14,8 +14,8 @@ from functools import cached_property
 from xml.sax.saxutils import escape
 
 from vmsnap.report import text as report
-from vmsnap.report.summary import FROZEN_PHASES, script_words, summary
-from vmsnap.result import FilesystemResult, Result, ScriptResult
+from vmsnap.report.summary import script_words, summary
+from vmsnap.result import FROZEN_PHASES, FilesystemResult, Result, ScriptResult
 
 WIDTH, MARGIN, TOP = 1000, 24, 146  # pixels, as all that follows; the panels begin at TOP
 LEFT, RIGHT, NOTES = 340, 970, 324  # of what is to scale; left of it end the notes, then the labels

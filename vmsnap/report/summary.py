@@ -7,7 +7,7 @@ import textwrap
 
 from vmsnap.progress import Progress, plural, what_is_held
 from vmsnap.report.text import WIDTH, Paint, duration, printable, table
-from vmsnap.result import ErrorResult, Result, ScriptResult
+from vmsnap.result import FROZEN_PHASES, ErrorResult, Result, ScriptResult
 
 
 def summary(result: Result, paint: Paint) -> str:
@@ -130,9 +130,6 @@ def timeline(result: Result) -> str:
         ]
         lines += ["", *table(("  FILESYSTEM", "TYPE", "STEP", "FREEZE", "HELD", "THAW", ""), rows)]
     return "\n".join(lines)
-
-
-FROZEN_PHASES = ("freeze", "snapshot", "thaw")
 
 
 def detail(phase: str, result: Result) -> str:
