@@ -42,6 +42,8 @@ OUTSIDE = (
     Kind.PROVISIONING_FAILED,
     Kind.INCORRECT_INTEGRATION,
     Kind.MOUNT_OPEN_FAILED,
+    Kind.FREEZE_FAILED,  # the run directory would be frozen too
+    Kind.THAW_FAILED,  # what a killed session has left
     *(kind for kinds in SCRIPT.values() for kind in (kinds.not_found, kinds.untrusted)),
 )
 RUNNING = [kind for kinds in SCRIPT.values() for kind in (kinds.failed, kinds.timeout)]
