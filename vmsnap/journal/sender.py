@@ -147,7 +147,8 @@ class Journal:
         try:
             self._patiently(lambda client: client.send(data))
         except OSError as e:
-            return e.errno == errno.EMSGSIZE and self._large(data)
+            # No contiguous memory for so large a datagram is ENOBUFS (net/core/sock.c).
+            return e.errno in (errno.EMSGSIZE, errno.ENOBUFS) and self._large(data)
         return True
 
     def _patiently(self, send: Callable[[socket.socket], int]) -> None:

@@ -6,6 +6,8 @@ The journal is a real datagram socket; what arrives is decoded here, independent
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -53,7 +55,11 @@ class Receiver:
         found = []
         while True:
             try:
-                found.append(decode(self.socket.recv(1 << 25)))
+                data, fds, _, _ = socket.recv_fds(self.socket, 1 << 25, 1)
+                for fd in fds:
+                    data = os.pread(fd, os.fstat(fd).st_size, 0)
+                    os.close(fd)
+                found.append(decode(data))
             except BlockingIOError:
                 return found
 
@@ -119,6 +125,21 @@ def test_a_name_that_is_no_utf_8_does_not_stop_a_record(
     journal.send("Frozen", NOTE, VMSNAP_MOUNT="/srv/\udcff")
     (record,) = receiver.records()
     assert record["VMSNAP_MOUNT"].startswith("/srv/")
+
+
+@pytest.mark.parametrize("why", [errno.EMSGSIZE, errno.ENOBUFS])
+def test_what_no_datagram_can_take_arrives_in_a_file_of_memory(
+    journal: Journal, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, why: int
+) -> None:
+    """ENOBUFS: the kernel finds no contiguous memory for it at the moment."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(why, os.strerror(why))
+
+    monkeypatch.setattr(socket.socket, "send", refuse)
+    journal.send("Session ended", Event.ENDED.value, VMSNAP_RESULT="x" * 100_000)
+    (record,) = receiver.records()
+    assert len(record["VMSNAP_RESULT"]) == 100_000
 
 
 def test_a_result_with_hundreds_of_filesystems_arrives_whole(
