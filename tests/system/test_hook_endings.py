@@ -159,7 +159,7 @@ def test_the_journal_knows_which_agent_has_called_and_what_it_was_told(scene: Sc
     said = [
         record["MESSAGE"] for record in scene.container.journal("-t", "vmsnap", "-p", "warning")
     ]
-    assert said == ["agent qemu has said freeze: another session is in progress"]
+    assert said == ["hook qemu freeze: another session is in progress"]
 
 
 def test_nor_is_it_for_data_lifecycle_manager(scene: Scene) -> None:

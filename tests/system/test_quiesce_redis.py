@@ -166,7 +166,7 @@ def test_who_ends_the_pause_in_the_hold_is_found_out(site: Site) -> None:
     site.freeze("--no-fsfreeze")
     ask(site, "CLIENT", "UNPAUSE")
     ask(site, "SET", "key", "value")
-    assert "somebody else has ended the pause" in explained(site.scene.thaw(), POST)
+    assert "another client has ended the pause" in explained(site.scene.thaw(), POST)
 
 
 def test_writes_go_on_at_the_deadline_and_post_says_so(site: Site) -> None:
