@@ -76,8 +76,8 @@ def test_whoever_is_not_root_is_told_so(environment: Path) -> None:
 
 
 def test_the_schema_of_the_apps_comes_with_the_modules(environment: Path) -> None:
-    (schema,) = environment.rglob("vmsnap/app.schema.json")
-    assert schema.read_bytes() == (ROOT / "vmsnap/app.schema.json").read_bytes()
+    (schema,) = environment.rglob("vmsnap/config/app.schema.json")
+    assert schema.read_bytes() == (ROOT / "vmsnap/config/app.schema.json").read_bytes()
 
 
 def test_no_units_configuration_or_manuals_are_installed(environment: Path) -> None:

@@ -216,13 +216,12 @@ def fish() -> dict[str, list[str]]:
     for command in COMMANDS:
         for option in command.options:
             where.setdefault(option, []).append(command.name)
-    top = [option for option in TOP if option not in where]
     everywhere = '"__vmsnap_begins; or __vmsnap_in $every"'
     return {
         "NAMES": [" ".join(command.name for command in COMMANDS)],
         "TOP": [
             f"complete -c vmsnap -n {everywhere} -s h -l help -d {fish_text('print a short help')}",
-            *(fish_option("__vmsnap_begins", o) for o in top if o.name != "--help"),
+            *(fish_option("__vmsnap_begins", o) for o in TOP if o.name != "--help"),
         ],
         "COMMANDS": [
             f"complete -c vmsnap -n __vmsnap_begins -a {c.name} -d {fish_text(c.summary)}"
