@@ -269,6 +269,11 @@ class Container:
         shown = self.systemctl("show", *wanted, unit, check=True).stdout
         return {name: value for name, _, value in (x.partition("=") for x in shown.splitlines())}
 
+    def status(self, unit: str, *argv: str) -> str:
+        """What `systemctl status` shows, the journal's last lines too. Not while `/` is frozen."""
+        self.run("journalctl", "--sync", check=True)
+        return self.systemctl("status", *argv, unit).stdout
+
     def journal(self, *argv: str, sync: bool = True) -> list[dict[str, Any]]:
         """Records since the last `reset`. Pass sync=False while `/` is frozen: it would wait."""
         if sync:

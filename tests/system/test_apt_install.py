@@ -68,7 +68,7 @@ def scene(installed: Container) -> Iterator[Scene]:
 
 def test_the_newest_version_is_installed_and_in_order(installed: Container) -> None:
     debian.assert_well(installed, made.NEW)
-    assert "everything is in order" in installed.systemctl("status", CHECK).stdout
+    assert "everything is in order" in installed.status(CHECK)
 
 
 def test_nothing_is_frozen_or_scheduled_or_left_running(installed: Container) -> None:
@@ -184,7 +184,7 @@ def test_a_broken_app_file_is_a_failed_unit_by_itself_until_it_is_mended(scene: 
     good = app.read_text()
     app.write_text(good.replace("ScriptRunner", "scriptrunner"))
     until(lambda: debian.state(container, CHECK)[1] == "failed")
-    assert "scriptrunner" in container.systemctl("status", CHECK).stdout
+    assert "scriptrunner" in container.status(CHECK)
     app.write_text(good)
     until(lambda: debian.state(container, CHECK)[1] == "active")
     assert debian.state(container, PATH)[1] == "active"

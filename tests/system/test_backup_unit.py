@@ -90,7 +90,7 @@ def test_without_a_command_it_fails_with_one_clear_line(scene: Scene) -> None:
     (record,) = scene.container.journal("-t", "vmsnap")
     for words in ("no command= under [snapshot] in /etc/vmsnap/vmsnap.conf", "expected one"):
         assert words in record["MESSAGE"]
-        assert words in scene.container.systemctl("status", SERVICE).stdout
+        assert words in scene.container.status(SERVICE)
     assert scene.events.heard == []
     assert not scene.container.frozen()
 
@@ -129,7 +129,7 @@ def test_a_command_that_fails_is_a_failed_unit(scene: Scene) -> None:
     assert scene.events.heard == ["quiesced", "resumed failed none"]
     (record,) = scene.container.journal(f"MESSAGE_ID={Kind.SNAPSHOT_FAILED.message_id}")
     assert (record["PRIORITY"], record["VMSNAP_PHASE"]) == ("3", "snapshot")
-    status = scene.container.systemctl("status", "--lines=30", SERVICE).stdout
+    status = scene.container.status(SERVICE, "--lines=30")
     assert f'Status: "Failed: SnapshotFailed (130): {TAKE}' in status
     for words in (f"{TAKE} ended with exit code 3", "no space left for it"):
         assert words in status
@@ -169,7 +169,7 @@ def test_a_quotation_mark_too_few_is_said_and_nothing_is_run(scene: Scene) -> No
     command(scene, f"{TAKE} 'a")
     assert scene.container.systemctl("start", SERVICE).returncode == 1
     assert result(scene) == "exit-code"
-    status = scene.container.systemctl("status", SERVICE).stdout
+    status = scene.container.status(SERVICE)
     assert f"IncorrectSettings (141): {SETTINGS}: key 'command' in [snapshot]" in status
     assert scene.events.heard == []
 
@@ -182,7 +182,7 @@ def test_a_program_that_is_missing_is_said_before_anything_is_quiesced(
     command(scene, f"{name} --now")
     assert scene.container.systemctl("start", SERVICE).returncode == 1
     assert result(scene) == "exit-code"
-    status = scene.container.systemctl("status", SERVICE).stdout
+    status = scene.container.status(SERVICE)
     assert f"SnapshotFailed (130): found no program '{name}', expected one" in status
     assert scene.events.heard == []
     assert last(scene)["filesystems"] == []
@@ -195,7 +195,7 @@ def test_a_second_session_is_refused_while_one_is_held(scene: Scene) -> None:
     assert scene.container.show(SERVICE, "ExecMainStatus") == {"ExecMainStatus": "75"}
     assert scene.container.frozen("/")
     assert scene.thaw().verdict == ("success", "filesystem", 0)
-    assert "SessionInProgress (140)" in scene.container.systemctl("status", SERVICE).stdout
+    assert "SessionInProgress (140)" in scene.container.status(SERVICE)
 
 
 # --- accidents ---------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ class Check:
     @property
     def text(self) -> str:
         """`systemctl status`, which exits with 3 for a unit that failed."""
-        return self.container.systemctl("status", CHECK).stdout
+        return self.container.status(CHECK)
 
     def until(self, predicate: Callable[[], bool]) -> None:
         try:

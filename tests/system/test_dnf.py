@@ -176,7 +176,7 @@ def test_a_broken_app_file_is_a_failed_unit_by_itself_until_it_is_mended(scene: 
     good = app.read_text()
     app.write_text(good.replace("ScriptRunner", "scriptrunner"))
     until(lambda: distribution.state(container, CHECK)[1] == "failed")
-    assert "scriptrunner" in container.systemctl("status", CHECK).stdout
+    assert "scriptrunner" in container.status(CHECK)
     app.write_text(good)
     until(lambda: distribution.state(container, CHECK)[1] == "active")
     assert container.systemctl("is-system-running").stdout == "running\n"

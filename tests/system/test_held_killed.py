@@ -111,6 +111,48 @@ def test_a_caller_is_told_of_an_engine_killed_in_the_post_scripts(scene: Scene) 
     assert scene.events.heard == ["resuming"]
 
 
+def lose_engine_and_supervisors(scene: Scene) -> None:
+    """Kill all of the unit. The post-script, which waits, is run by ExecStopPost= then."""
+    scene.container.systemctl("kill", "--signal=KILL", UNIT, check=True)
+    scene.events.wait("resuming")
+
+
+def wait_for_stop_job(scene: Scene) -> None:
+    def queued() -> bool:
+        lines = scene.container.systemctl("list-jobs", "--no-legend").stdout.splitlines()
+        return any(line.split()[1:3] == [UNIT, "stop"] for line in lines)
+
+    until(queued)
+
+
+def test_who_thaws_while_the_recovery_runs_the_post_script_is_told(scene: Scene) -> None:
+    scene.app(pre=":", post=f"{scene.say('resuming')}; {scene.stop_at('post')}")
+    held = scene.freeze()
+    lose_engine_and_supervisors(scene)
+    thaw = scene.start("thaw", "--json")
+    wait_for_stop_job(scene)
+    scene.open("post")
+    outcome = thaw.finish()
+    assert (outcome.code, outcome.errors) == (1, ["EngineLost"])
+    assert outcome.result["session"] == held["session"]
+    assert scene.events.heard == ["resuming"]
+
+
+def test_a_caller_interrupted_while_the_recovery_runs_does_not_end_it(scene: Scene) -> None:
+    post = f"{scene.say('resuming')}; {scene.stop_at('post')}; {scene.say('resumed')}"
+    scene.app(pre=f"{scene.say('quiesced')}; {scene.stop_at('pre')}", post=post)
+    freeze = scene.start("freeze", "--json")
+    scene.events.wait("quiesced")
+    lose_engine_and_supervisors(scene)
+    os.kill(freeze.below[0], signal.SIGINT)
+    wait_for_stop_job(scene)
+    scene.open("post")
+    assert freeze.finish().code in (-signal.SIGINT, 128 + signal.SIGINT)
+    scene.events.wait("resumed")
+    assert scene.vmsnap("thaw", "--json").errors == ["EngineLost"]
+    assert scene.events.heard == ["quiesced", "resuming", "resumed"]
+
+
 def test_the_watchdog_ends_a_stopped_engine(scene: Scene) -> None:
     scene.settings(SOON)
     scene.database()
@@ -144,7 +186,7 @@ def test_the_unit_fails_by_itself_when_the_guard_is_ended(
     scene.wait_for_failure()
     assert not scene.container.frozen("/")
     assert scene.state == ("failed", "exit-code")
-    assert "GuardLost (128)" in scene.container.systemctl("status", UNIT).stdout
+    assert "GuardLost (128)" in scene.container.status(UNIT)
     thaw = scene.thaw()
     assert (thaw.code, thaw.result["session"], thaw.errors) == (1, held["session"], ["GuardLost"])
 

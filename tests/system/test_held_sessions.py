@@ -282,7 +282,7 @@ def test_a_start_refused_for_a_run_says_why(scene: Scene) -> None:
     scene.container.systemctl("start", UNIT)
     scene.open("release")
     session = run.finish().result["session"]
-    assert f"found session {session}" in scene.container.systemctl("status", UNIT).stdout
+    assert f"found session {session}" in scene.container.status(UNIT)
 
 
 def test_a_freeze_begins_after_a_run_has_ended(scene: Scene) -> None:
@@ -305,7 +305,7 @@ def assert_refused_for_its_pre_script(scene: Scene, code: int, err: str) -> None
     assert not scene.container.frozen("/")
     assert scene.events.heard == ["quiesced", "resumed failed none"]
     assert scene.state == ("failed", "exit-code")
-    shown = scene.container.systemctl("status", UNIT).stdout
+    shown = scene.container.status(UNIT)
     assert 'Status: "Failed: Pre-ScriptExecutionFailed (300): the pre-script of db' in shown
     assert "Pre-ScriptExecutionFailed: the pre-script of db ended with exit code 3" in shown
 
@@ -443,9 +443,7 @@ def test_an_abandoned_request_refuses_one_start(scene: Scene) -> None:
     scene.container.write("/run/vmsnap/request", '{"session": "an old one"}')
     assert scene.container.systemctl("start", UNIT).returncode != 0
     assert not scene.container.frozen("/")
-    assert "found a request whose `vmsnap freeze` is gone" in str(
-        scene.container.systemctl("status", UNIT).stdout
-    )
+    assert "found a request whose `vmsnap freeze` is gone" in scene.container.status(UNIT)
     assert scene.container.systemctl("start", UNIT).returncode == 0
     assert scene.container.frozen("/")
 
@@ -483,7 +481,7 @@ def assert_expired(scene: Scene, session: str) -> None:
     assert not scene.container.frozen("/")
     assert scene.events.heard[-1] == "resumed failed none"
     assert scene.state == ("failed", "exit-code")
-    assert "HoldExpired (126)" in scene.container.systemctl("status", UNIT).stdout
+    assert "HoldExpired (126)" in scene.container.status(UNIT)
     assert scene.container.journal("VMSNAP_ERROR=HoldExpired", f"VMSNAP_SESSION={session}")
     status = scene.vmsnap("status")
     assert (status.code, b"HoldExpired 126" in status.out) == (1, True)

@@ -80,7 +80,7 @@ def test_the_check_fails_and_turns_green_by_itself(container: Container) -> None
     container.systemctl("start", PATH, check=True)
     assert provision(container, {"confi": {}})[0] == 1
     until(lambda: container.show(CHECK, "ActiveState")["ActiveState"] == "failed")
-    assert "ProvisioningFailed" in container.systemctl("status", CHECK).stdout
+    assert "ProvisioningFailed" in container.status(CHECK)
     assert provision(container, COMMAND)[0] == 0
     until(lambda: container.show(CHECK, "ActiveState")["ActiveState"] == "active")
     assert provision(container, {"confi": {}})[0] == 1

@@ -18,7 +18,7 @@ import datetime
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,11 @@ from vmsnap.system.process import in_child
 from vmsnap.system.waiter import Waiter
 
 
+@dataclass(frozen=True)
 class NoTaker:
     """Of a session that takes no snapshot any more."""
 
-    held = False
+    held: bool
 
     def prepare(self, session: Session) -> None: ...
 
@@ -68,7 +69,10 @@ def end_lost(
 ) -> Result:
     """Do what is left of a session: pending post-scripts, and a result."""
     options = Options(etc=Path(lost.etc), run_dir=run_dir, state=state)
-    session = Session(options, lock, waiter, NoTaker(), session=lost.session)
+    # ExecStopPost= is waited for by a caller as the engine was, but is no engine to be signalled.
+    taker = NoTaker(lost.held and lost.invocation == os.environ.get("INVOCATION_ID", ""))
+    session = Session(options, lock, waiter, taker, session=lost.session)
+    session.engine = lost.engine
     session.required = Level[lost.required.upper()]
     session.started = datetime.datetime.fromisoformat(lost.started)
     if manager:

@@ -84,6 +84,7 @@ class Session:
         self.id = session or new_session_id()
         self.options, self.lock, self.waiter, self.taker = options, lock, waiter, taker
         self.journal = Journal({"VMSNAP_SESSION": self.id})
+        self.engine = os.getpid()
         self.shown = show
         self.record = Record(self.journal, self.show, lambda: self.level)
         self.runs: dict[tuple[str, str], ScriptRun] = {}
@@ -353,7 +354,7 @@ class Session:
             Progress(
                 session=self.id,
                 phase=phase.value,
-                engine=os.getpid(),
+                engine=self.engine,
                 invocation=os.environ.get("INVOCATION_ID", ""),
                 held=self.taker.held,
                 etc=str(self.options.etc),
