@@ -242,7 +242,7 @@ SCRIPT = {
 }
 
 
-# What is told of these is told of an app.
+# The subject of these is an app.
 OF_APPS = {kind for kinds in SCRIPT.values() for kind in vars(kinds).values()}
 
 

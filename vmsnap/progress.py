@@ -2,7 +2,7 @@
 """The session in progress, as others may see it: one file in the run directory.
 
 The engine writes it whenever a phase begins, once the filesystems are held, and removes it at its
-end. A file that is there while nobody holds the session's lock is from an engine that was killed.
+end. A file that is there while the session's lock is free is from an engine that was killed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def write(run_dir: Path, progress: Progress) -> bool:
 
 
 def read(run_dir: Path) -> Progress | None:
-    """None if there is none, or one that nobody can make sense of. What another version of vmsnap
+    """None if there is none, or one that is not well-formed. What another version of vmsnap
     knows more or less is left out."""
     try:
         document = json.loads((run_dir / PROGRESS).read_text(encoding="utf-8"))
@@ -74,7 +74,7 @@ def read(run_dir: Path) -> Progress | None:
         )
         words = (progress.session, progress.phase, progress.invocation, progress.etc)
         lists = (progress.apps, progress.filesystems)
-        sound = (
+        well_formed = (
             all(isinstance(word, str) for word in (*words, *progress.apps, *progress.filesystems))
             and all(isinstance(each, (list, tuple)) for each in lists)
             and progress.consistency in LEVELS
@@ -86,7 +86,7 @@ def read(run_dir: Path) -> Progress | None:
         datetime.datetime.fromisoformat(progress.started)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    if not sound:
+    if not well_formed:
         return None
     return replace(progress, apps=tuple(progress.apps), filesystems=tuple(progress.filesystems))
 

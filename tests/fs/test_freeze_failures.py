@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ..unit.journal.test_sender import Receiver
 from . import kernel, stuck
-from .lab import Lab
+from .lab import VMSNAP, Lab
 from .processes import wait_for_end
 
 # --- frozen by somebody else ---------------------------------------------------------------------
@@ -129,6 +130,32 @@ def test_the_end_of_such_a_freeze_leaves_the_freezes_of_others_alone(lab: Lab) -
     lab.wait_for_rest()
     assert lab.frozen == ["other"]
     kernel.thaw(made.other.mount)
+
+
+WITH_JOURNAL = """
+mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal && touch /run/systemd/journal/socket &&
+mount --bind "$0" /run/systemd/journal/socket && exec "$@"
+"""
+
+
+def test_debugging_into_a_filesystem_that_cannot_be_thawed_delays_no_post_script(lab: Lab) -> None:
+    lab.conf("[freeze]\ntimeout = 1\n")
+    receiver = Receiver(lab.shm / "socket")
+    lab.undo.callback(receiver.socket.close)
+    filesystem = lab.filesystem()
+    lab.app(pre="exit 0", post=lab.say("resumed"))
+    program = ("unshare", "--mount", "sh", "-c", WITH_JOURNAL, receiver.path, str(VMSNAP))
+    log = filesystem.mount / "log"
+    held_back = stuck.HeldBack(lab, filesystem)
+    with log.open("wb") as file:
+        session = lab.start("exit 0", "--debug", program=program, stderr=file)
+    lab.events.wait("resumed", session)
+    held_back.let_go()
+    assert session.finish().subjects == [("FreezeTimeout", str(filesystem.mount))]
+    lab.wait_for_rest()
+    assert lab.frozen == []
+    assert "debug: pre-script of db succeeded" in log.read_text()
+    assert any("post-script of db succeeded" in text for text in receiver.messages())
 
 
 # --- during the hold -----------------------------------------------------------------------------

@@ -126,21 +126,21 @@ def integrate_command(arguments: argparse.Namespace) -> int:
                 wrong.append(f"{e}{still}")
     if done and not arguments.dry_run:
         agent_service.recheck()
-    found = unsound(arguments, agents)
+    found = diagnosis(arguments, agents)
     with whoever_reads():
         if arguments.json:
-            told = {agent: asdict(changes) for agent, changes in done.items()}
+            changed = {agent: asdict(changes) for agent, changes in done.items()}
             problems = [problem.to_json() for problem in found.problems]
             ok = not (wrong or found.errors)
-            print_json({"ok": ok, "agents": told, "refused": wrong, "problems": problems})
+            print_json({"ok": ok, "agents": changed, "refused": wrong, "problems": problems})
         else:
             if not agents:
                 print("nothing is connected")
             show_integration(arguments, done)
             if found.problems:
                 complain(problem_list(found.problems, report.Paint(colourful(sys.stderr))))
-        for words in wrong:
-            complain(f"vmsnap integrate: {words}")
+        for message in wrong:
+            complain(f"vmsnap integrate: {message}")
     return FAILED if wrong or found.errors else OK
 
 
@@ -154,7 +154,7 @@ def agents_meant(arguments: argparse.Namespace) -> list[str]:
     return [integrate.this_platforms_agent()]
 
 
-def unsound(arguments: argparse.Namespace, agents: list[str]) -> Inspection:
+def diagnosis(arguments: argparse.Namespace, agents: list[str]) -> Inspection:
     """What is wrong with these connections now that this has been done."""
     from vmsnap.config import checks
     from vmsnap.platforms import diagnose
@@ -175,7 +175,7 @@ def show_integration(arguments: argparse.Namespace, done: Mapping[str, Changes])
         lines = [f"{wrote} {path}" for path in changes.written]
         lines += [f"{removed} {path}" for path in changes.removed]
         lines += [f"unchanged: {path}" for path in changes.unchanged]
-        lines += [f"left, for not written by vmsnap: {path}" for path in changes.left]
+        lines += [f"left, not written by vmsnap: {path}" for path in changes.left]
         lines += [f"restarted {changes.restarted}"] if changes.restarted else []
         print("\n".join(lines or ["nothing to do in this machine"]))
         if not arguments.remove:
@@ -204,13 +204,13 @@ def hook_command(arguments: argparse.Namespace) -> int:
         arguments.within,
     )
     done = ending is HookOutcome.DONE
-    told = f"hook {arguments.agent} {arguments.event}: {ending.value}"
+    message = f"hook {arguments.agent} {arguments.event}: {ending.value}"
     priority = Priority.INFO if done else Priority.WARNING
-    Journal().send(told, Event.NOTE.value, priority)  # few agents keep what we print
+    Journal().send(message, Event.NOTE.value, priority)  # few agents keep what we print
     with whoever_reads():
         if arguments.json:
             print_json({"ending": ending.name, "result": result.to_json() if result else None})
         else:
-            words = "" if result is None else summary(result, report.Paint(False))
-            complain(f"{told}\n{words}".rstrip())
+            text = "" if result is None else summary(result, report.Paint(False))
+            complain(f"{message}\n{text}".rstrip())
     return agent.codes.get(ending, OK if done else FAILED)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words of the shells' completions, from the grammar. What is not words is by hand, in
-completions/.
+"""The word lists of the shells' completions, from the grammar. The functions around them are
+written by hand, in completions/.
 
 `python -m vmsnap.cli.completion completions/vmsnap.bash.in` prints the completion of the shell
 after which the file is named, when a package is built; nothing else runs this."""
@@ -102,7 +102,7 @@ def every_option() -> Iterator[Option]:
     return (option for command in COMMANDS for option in command.options)
 
 
-def words(value: str) -> str:
+def choices(value: str) -> str:
     return " ".join(CHOICES[value])
 
 
@@ -113,15 +113,15 @@ def bash() -> dict[str, list[str]]:
     by_place: dict[str, dict[str, None]] = {}
     for option in every_option():
         by_place.setdefault(option.place, {})[option.name] = None
-    choices = {
-        option.name: words(option.value) for option in every_option() if option.place == "CHOICES"
+    by_option = {
+        option.name: choices(option.value) for option in every_option() if option.place == "CHOICES"
     }
     names = [*(command.name for command in COMMANDS), *(option.name for option in TOP)]
     return {
         "COMMANDS": [" ".join(names)],
         **{place: [" | ".join(by_place[place])] for place in (*PLACES, "VALUE")},
-        "CHOICES": [f'{name}) words="{found}" ;;' for name, found in choices.items()],
-        "AGENTS": [words("AGENT")],
+        "CHOICES": [f'{name}) words="{found}" ;;' for name, found in by_option.items()],
+        "AGENTS": [choices("AGENT")],
         "EVENTS": [
             f'hook:3:{agent.name}) words="{" ".join(agent.events)}" ;;'
             for agent in agents().values()
@@ -173,7 +173,7 @@ def zsh_argument(index: int, name: str) -> str:
         return f"{index}:event:({' '.join(events)})"
     if name.endswith("..."):
         return f"*:{name[:-3].lower()}: "
-    return f"{index}:{name.lower()}:{f'({words(name)})' if name in CHOICES else ' '}"
+    return f"{index}:{name.lower()}:{f'({choices(name)})' if name in CHOICES else ' '}"
 
 
 def zsh_option(option: Option) -> str:
@@ -186,7 +186,7 @@ def zsh_option(option: Option) -> str:
     before += "*" * option.repeatable
     if not option.value:
         return quoted(f"{before}{option.name}{summary}")
-    values = f"({words(option.value)})" if option.value in CHOICES else " "
+    values = f"({choices(option.value)})" if option.value in CHOICES else " "
     value = ZSH_PLACES.get(option.value, f"{option.value.lower()}:{values}")
     return quoted(f"{before}{option.name}={summary}:{value}")
 
@@ -196,7 +196,7 @@ def zsh_text(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """As all three shells take it."""
+    """For bash and zsh; fish_text is for fish."""
     return "'" + text.replace("'", "'\\''") + "'"
 
 
@@ -250,10 +250,10 @@ def fish_in(names: list[str]) -> str:
 
 def fish_agents() -> Iterator[str]:
     of_agents = [command.name for command in COMMANDS if "AGENT" in command.arguments]
-    unseen = f"not __fish_seen_subcommand_from {words('AGENT')}"
+    unseen = f"not __fish_seen_subcommand_from {choices('AGENT')}"
     for name in of_agents:
         condition = f'"__vmsnap_in {name}; and {unseen}"'
-        yield f"complete -c vmsnap -n {condition} -a {fish_text(words('AGENT'))} -d agent"
+        yield f"complete -c vmsnap -n {condition} -a {fish_text(choices('AGENT'))} -d agent"
     for agent in agents().values():
         condition = f'"__vmsnap_in hook; and __fish_seen_subcommand_from {agent.name}"'
         events = fish_text(" ".join(agent.events))
@@ -262,7 +262,7 @@ def fish_agents() -> Iterator[str]:
 
 def fish_option(condition: str, option: Option) -> str:
     if option.value in CHOICES:
-        value = f"-x -a {fish_text(words(option.value))} "
+        value = f"-x -a {fish_text(choices(option.value))} "
     else:
         value = FISH_PLACES[option.place]
     name = option.name[2:]

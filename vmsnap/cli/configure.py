@@ -197,15 +197,15 @@ def provision_in_earnest(arguments: argparse.Namespace) -> Provisioning:
         except OSError as e:  # then it stays with the interruption
             unkept = Mistake("", f"the outcome could not be kept: {e.filename}: {e.strerror}")
             done = replace(done, problems=(*done.problems, unkept))
-    status.tell(done)
+    status.send_outcome(done)
     return done
 
 
-def failure(arguments: argparse.Namespace, words: str) -> Provisioning:
+def failure(arguments: argparse.Namespace, message: str) -> Provisioning:
     from vmsnap.provision.status import Provisioning
     from vmsnap.provision.validation import Mistake
 
-    return Provisioning(arguments.source, problems=(Mistake("", words),))
+    return Provisioning(arguments.source, problems=(Mistake("", message),))
 
 
 def end_killed_session(arguments: argparse.Namespace, lock: int) -> None:

@@ -91,7 +91,7 @@ def command_line(argv: Sequence[str] | None) -> int:
         return NOT_ROOT
     try:
         return call(arguments)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # as of `vmsnap history | head`
         return OK
     except SessionInProgressError as e:
         return refuse(arguments, Kind.SESSION_IN_PROGRESS, str(e), IN_PROGRESS)
@@ -120,15 +120,18 @@ def call(arguments: argparse.Namespace) -> int:
 
     from vmsnap.journal.sender import Journal
 
-    Journal.debug = True
+    Journal.debug = decided = []
     given = {name: value for name, value in vars(arguments).items() if not callable(value)}
     del given["parser"]
     complain(f"debug: vmsnap {__version__}, Python {sys.version.split()[0]}: {given}")
     try:
         return int(arguments.function(arguments))
     except Exception:
-        complain(traceback.format_exc())
+        decided.extend(traceback.format_exc().splitlines())
         raise
+    finally:
+        for line in decided:
+            complain(f"debug: {line}")
 
 
 def split_at_dashes(words: list[str]) -> tuple[list[str], list[str] | None]:

@@ -120,7 +120,7 @@ class SessionRefusedError(VmsnapError):
 
 
 class NoCommandError(VmsnapError):
-    """Nobody said how to take the snapshot."""
+    """There is no command that takes the snapshot."""
 
 
 def options_of(arguments: argparse.Namespace, command: tuple[str, ...] = ()) -> Options:
@@ -254,8 +254,7 @@ def thaw_command(arguments: argparse.Namespace) -> int:
 
 
 def finish(arguments: argparse.Namespace, result: Result) -> int:
-    """Print a result, for whoever asked for the session."""
-
+    """Print a result, and return the exit code for it."""
     from vmsnap.report import text as report
     from vmsnap.report.summary import summary
 
@@ -294,25 +293,26 @@ def force_thaw(arguments: argparse.Namespace) -> int:
     from vmsnap.session.recovery import conclude, thaw_by_force
     from vmsnap.system.waiter import Waiter
 
-    told: list[str] = []
+    messages: list[str] = []
     holder = lock.holder(arguments.run)
     if holder:
-        told.append(f"session {holder} is in progress; what it has frozen is thawed all the same")
-    good, words = thaw_by_force(arguments.run, remove=not holder)
-    told += words
+        messages.append(
+            f"session {holder} is in progress; what it has frozen is thawed all the same"
+        )
+    good, thawed = thaw_by_force(arguments.run, remove=not holder)
+    messages += thawed
     if arguments.run.exists():
-        with contextlib.suppress(
-            lock.SessionInProgressError
-        ):  # its supervisors run the post-scripts
+        # Where the lock is held, supervisors of the session are running its post-scripts.
+        with contextlib.suppress(lock.SessionInProgressError):
             descriptor = lock.acquire(arguments.run, "of `vmsnap thaw --force`")
             lost = conclude(arguments.run, arguments.state, descriptor, Waiter(()))
             if lost:
-                told.append(f"session {lost.session} was killed; it has ended as failed")
+                messages.append(f"session {lost.session} was killed; it has ended as failed")
                 resumed = [app.name for app in lost.apps if app.post]
-                told += [f"post-script of {name}: has run" for name in resumed]
+                messages += [f"post-script of {name}: has run" for name in resumed]
     with whoever_reads():
         if arguments.json:
-            print_json({"ok": good, "messages": told})
+            print_json({"ok": good, "messages": messages})
         else:
-            print("\n".join(told))
+            print("\n".join(messages))
     return OK if good else FAILED

@@ -29,7 +29,7 @@ def print_json(document: object) -> None:
 
 
 def complain(message: str) -> None:
-    """Say it on stderr; whether anybody reads it changes nothing."""
+    """Print it on stderr; that it cannot be written changes nothing."""
     prefix = "<3>" if is_journal(2) else ""  # sd-daemon(3)
     with contextlib.suppress(OSError):
         for line in message.splitlines():
@@ -59,8 +59,8 @@ def whoever_reads() -> Iterator[None]:
 
 
 def let_go_of_stdio() -> bool:
-    """Flush. False, and a word on stderr, if what was printed cannot be written; whoever read may
-    have gone, which is not for Python to complain of with an exit code."""
+    """Flush. False, and a message on stderr, if what was printed cannot be written; that the reader
+    has gone is no error, of which Python would make an exit code."""
     good = True
     for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)):
         try:

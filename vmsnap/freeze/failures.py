@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a freeze and a thaw amount to, in the words of the catalogue.
+"""The problems of a freeze and of a thaw, as the catalogue has them.
 
 Runs in: engine, caller (`vmsnap check`). While frozen: no file, no journal, no import.
 """
@@ -58,7 +58,7 @@ def thaw_failures(filesystems: Iterable[Filesystem], lost: str) -> Iterator[Prob
         if f.frozen_at is None:
             continue
         if f.thaw_error == errno.EINVAL:
-            if not lost:  # else the guard may have thawed with its last breath
+            if not lost:  # else the guard may have thawed before it died
                 message = f"{mount}: another program thawed it during the hold"
                 yield Problem(Kind.THAWED_EARLY, message, "thaw", mount)
         elif f.thaw_error or f.thawed_at is None:

@@ -243,7 +243,7 @@ class Freezer:
 
         def thaw(pipe: int) -> None:
             results = thaw_all([(f.step, f.fd, f) for f in frozen])
-            # Nobody else's freeze may be ended, so none that was or had been thawed.
+            # A freeze of another process must not be ended, so none that was or had been thawed.
             unknown = [(f.step, f.fd, f) for f, error in results if error and f.frozen_at is None]
             ended = not unknown or self._guard_ended(STEP_PATIENCE)
             if ended:

@@ -36,9 +36,9 @@ def write_list(
     rcu_expedited: str,
     filesystems: Iterable[tuple[str, int, int]],
 ) -> None:
-    """Before the first FIFREEZE: what may be frozen from then on, for whoever has to thaw in the
-    guard's place. `guard` is its pid, `rcu_expedited` what the kernel's switch was before, and
-    `filesystems` are mount point, st_dev and step. Raises OSError."""
+    """Before the first FIFREEZE: what may be frozen from then on, for the process that has to thaw
+    in the guard's place. `guard` is its pid, `rcu_expedited` what the kernel's switch was before,
+    and `filesystems` are mount point, st_dev and step. Raises OSError."""
     listed = {
         "session": session,
         "invocation": os.environ.get("INVOCATION_ID", ""),

@@ -57,7 +57,7 @@ def parse(text: str, pid: int | None = None, unless: Collection[str] = ()) -> It
         left, dash, right = line.partition(" - ")
         if not dash:
             continue
-        # The optional fields between the sixth and the dash are nobody's business here.
+        # The optional fields between the sixth and the dash are not used.
         mount_id, _parent, device, root, point, *_ = left.split(" ")
         if device in unless:
             continue

@@ -56,7 +56,7 @@ def write_back_open_files(devices: Collection[int], waiter: Waiter) -> None:
 
 
 def flush(devices: Collection[int]) -> None:
-    signal.alarm(math.ceil(LONGEST))  # nobody waits any longer
+    signal.alarm(math.ceil(LONGEST))  # its caller waits no longer
     libc.sync_file_range.argtypes = (
         ctypes.c_int,
         ctypes.c_int64,

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from enum import Enum, IntEnum
+from typing import ClassVar
 
 SOCKET = "/run/systemd/journal/socket"
 SEND_BUFFER = 8 << 20
@@ -58,7 +59,9 @@ class Event(Enum):
 class Journal:
     """Where a session's records go. `fields` are added to every record."""
 
-    debug = False  # `vmsnap --debug`: what is sent, and what is decided, goes to stderr as well
+    # `vmsnap --debug`: what was sent and what was decided, for stderr at the command's end. Only in
+    # memory until then: stderr may lie on a filesystem that cannot be thawed.
+    debug: ClassVar[list[str] | None] = None
 
     def __init__(self, fields: dict[str, str] | None = None, path: str = SOCKET) -> None:
         self.fields = fields or {}
@@ -88,6 +91,7 @@ class Journal:
         identifier: str = "vmsnap",
         **fields: str,
     ) -> None:
+        self.decided(message)
         self._phase = {k: v for k, v in fields.items() if k == "VMSNAP_PHASE"}
         record = {
             "MESSAGE": message,
@@ -104,21 +108,14 @@ class Journal:
             self._send(priority, encoded, message)
 
     def decided(self, message: str) -> None:
-        """For `vmsnap --debug` alone, and like a record not while anything is frozen."""
-        if self._buffered is not None:
-            self._buffered.append((Priority.INFO, b"", message))
-        elif Journal.debug:
-            self._print("debug: ", message)
+        """For `vmsnap --debug` alone."""
+        if Journal.debug is not None:
+            Journal.debug.append(message)
 
     def _send(self, priority: Priority, encoded: bytes, message: str) -> None:
-        if not encoded:
-            self.decided(message)
-            return
         if not self._connect():
-            self._print(f"<{int(priority)}>", message)
+            self._print(priority, message)
             return
-        if Journal.debug:
-            self._print("debug: ", message)
         if self._dropped and self._datagram(self._lost()):
             self._dropped = 0
         if not self._datagram(encoded):
@@ -199,12 +196,10 @@ class Journal:
         }
         return b"".join(encode(key, value) for key, value in fields.items())
 
-    def _print(self, prefix: str, message: str) -> None:
-        """To stderr: what there is no journal for, with the prefixes of sd-daemon(3) unless a
-        person reads it, and what --debug shows."""
-        if sys.stderr.isatty():
-            # The line of the phase in progress stands where this is written.
-            prefix = "\r\033[K" + ("" if prefix.startswith("<") else prefix)
+    def _print(self, priority: Priority, message: str) -> None:
+        """Without a journal, to stderr: with the prefixes of sd-daemon(3) unless a person reads
+        it, and then over the line of the phase in progress."""
+        prefix = "\r\033[K" if sys.stderr.isatty() else f"<{int(priority)}>"
         with contextlib.suppress(OSError, ValueError):
             for line in message.splitlines() or [""]:
                 sys.stderr.write(f"{prefix}{line}\n")

@@ -24,7 +24,7 @@ def with_addition(text: str, lines: str) -> str:
 
 
 def without(text: str) -> str:
-    """What somebody has written after our lines began a line, and still does."""
+    """What was written by others after our lines began a line, and still does."""
     return ADDED.sub(lambda found: found.group(1) if found.end() < len(text) else "", text)
 
 

@@ -43,7 +43,7 @@ class HookOutcome(Enum):
 
 @dataclass(frozen=True)
 class Addition:
-    """Lines to be added to a configuration file that is somebody else's."""
+    """Lines to be added to a configuration file of the agent's."""
 
     path: Path
     text: str
@@ -135,9 +135,9 @@ def mount_point(path: Path) -> str:
 # --- what the platforms' modules share -----------------------------------------------------------
 
 
-def program(agent: str, words: str, why: str) -> bytes:
+def program(agent: str, event: str, why: str) -> bytes:
     """The text of a program that does nothing but call vmsnap."""
-    return f"#!/bin/sh\n{WRITTEN}\n# {why}\nexec {VMSNAP} hook {agent} {words}\n".encode()
+    return f"#!/bin/sh\n{WRITTEN}\n# {why}\nexec {VMSNAP} hook {agent} {event}\n".encode()
 
 
 def text_file(path: Path, lines: str) -> File:

@@ -18,7 +18,7 @@ HOOK_PATIENCE = 60.0  # seconds
 
 
 def relabel(connection: Connection) -> None:
-    """As the policy has it; a label that stays wrong is told by the check."""
+    """As the policy has it; the check finds a label that stays wrong."""
     if connection.label and Path("/sys/fs/selinux/enforce").exists():
         with contextlib.suppress(OSError):
             output_of(["restorecon", "-F", *(str(file.path) for file in connection.files)])
@@ -51,7 +51,7 @@ def outdated(connection: Connection, unit: str) -> bool:
         settings = [file.path for file in connection.files if not file.mode & 0o100]
         settings += [addition.path for addition in connection.additions]
         ages = [time.time() - path.stat().st_mtime for path in settings]
-        # One from the future was written before the clock was set back: nobody knows when.
+        # One from the future was written before the clock was set back, at an unknown time.
         return started > 0 and any(0 <= age < time.monotonic() - started for age in ages)
     return False
 

@@ -24,9 +24,9 @@ def connection(_: Path) -> Connection:
 
 def checks(_: Connection, __: Sequence[str], ___: Path) -> Iterator[Problem]:
     for path in AGENT.unfrozen:
-        words = f"{path} is not frozen in its sessions, since the agent has to write there; "
-        words += "data that must be consistent belongs on another filesystem"
-        yield warning(Path(path), words)
+        message = f"{path} is not frozen in its sessions, since the agent has to write there; "
+        message += "data that must be consistent belongs on another filesystem"
+        yield warning(Path(path), message)
 
 
 AGENT = Agent(

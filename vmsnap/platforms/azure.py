@@ -75,8 +75,8 @@ def checks(connected: Connection, _: Sequence[str], root: Path) -> Iterator[Prob
     with contextlib.suppress(ConfigError):  # `vmsnap check` says so anyway
         named = parse_plugin_host(text_of(host), str(host))[1]
     if host.exists() and inside(root, app) not in named:
-        words = f"found no pluginConfigPath {inside(root, app)}, expected one, or no such file"
-        yield error(host, f"{host}: {words}")
+        message = f"found no pluginConfigPath {inside(root, app)}, expected one, or no such file"
+        yield error(host, f"{host}: {message}")
 
 
 def overlap(apps: Sequence[App], connected: bool, root: Path) -> Iterator[Problem]:
@@ -84,11 +84,11 @@ def overlap(apps: Sequence[App], connected: bool, root: Path) -> Iterator[Proble
     would run twice in one backup."""
     directory = root / "var/lib/waagent"
     installed = directory.is_dir() and any(directory.glob(EXTENSION))
-    tell = error if connected else warning
+    severity = error if connected else warning
     for app in apps:
         path = Path(app.config)
         if path.parent != root / "etc/vmsnap/apps.d" and (connected or installed):
-            yield tell(
+            yield severity(
                 path,
                 f"{path}: Azure's extension runs the scripts of app {app.name!r} by itself, and "
                 "vmsnap does; move the file to /etc/vmsnap/apps.d and run `vmsnap integrate azure`",

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from vmsnap.platforms.additions import text_of
 from vmsnap.platforms.agent import Detection
 from vmsnap.platforms.registry import agents
 from vmsnap.system import systemd
@@ -23,17 +24,10 @@ def distribution() -> str:
 def hypervisor(sys: Path = Path("/sys")) -> str:
     """What the firmware says it is: DMI, else the device tree; "" if it says nothing."""
     for name in ("class/dmi/id/sys_vendor", "class/dmi/id/product_name", "hypervisor/type"):
-        words = said(sys / name)
-        if words:
-            return words
+        hardware = text_of(sys / name).strip("\0\n ")
+        if hardware:
+            return hardware
     return ""
-
-
-def said(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-    except OSError:
-        return ""
 
 
 def agent(root: Path = Path("/")) -> str:
@@ -63,7 +57,9 @@ def agent(root: Path = Path("/")) -> str:
 def cloud(root: Path = Path("/")) -> str:
     """As cloud-init's instance data name it; "" if it has not run."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        return str(json.loads(said(root / "run/cloud-init/instance-data.json"))["v1"]["cloud_name"])
+        return str(
+            json.loads(text_of(root / "run/cloud-init/instance-data.json"))["v1"]["cloud_name"]
+        )
     return ""
 
 

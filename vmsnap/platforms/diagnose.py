@@ -65,8 +65,8 @@ def problems_of(agent: Agent, root: Path, should_run: bool) -> Iterator[Problem]
         yield error(program, f"the agent is not installed; install {connection.package}")
         return
     if connection.channel and not (root / connection.channel).exists():
-        words = f"/{connection.channel} is missing: the host gives this machine no channel to it"
-        yield warning(root / connection.channel, words)
+        message = f"/{connection.channel} is missing: the host gives this machine no channel to it"
+        yield warning(root / connection.channel, message)
         return
     running = [unit for unit in connection.units if should_run and is_running(unit)]
     for unit in running:
@@ -92,7 +92,7 @@ def of_file(file: File) -> Iterator[Problem]:
     lines = text_of(path).splitlines()
     calls = any(f"{VMSNAP} hook" in line and not line.startswith("#") for line in lines)
     if not stat.S_ISREG(status.st_mode) or not ours(path) or (file.mode & 0o100 and not calls):
-        yield error(path, f"{path}: not written by vmsnap")
+        yield error(path, f"{path}: found a file that was not written by vmsnap")
     elif status.st_uid != 0 or mode & ~file.mode or file.mode & ~mode & 0o100:
         yield error(
             path,
@@ -100,8 +100,8 @@ def of_file(file: File) -> Iterator[Problem]:
             f"expected root and {file.mode:04o}",
         )
     elif not is_there(file):
-        words = "it is not what vmsnap would write now; run `vmsnap integrate`"
-        yield warning(path, f"{path}: {words}")
+        message = "it is not what vmsnap would write now; run `vmsnap integrate`"
+        yield warning(path, f"{path}: {message}")
 
 
 def of_selinux(connection: Connection, root: Path) -> Iterator[Problem]:
@@ -109,8 +109,8 @@ def of_selinux(connection: Connection, root: Path) -> Iterator[Problem]:
         with contextlib.suppress(OSError):
             label = os.getxattr(path, "security.selinux").decode(errors="replace").strip("\0")
             if connection.label not in label.split(":"):
-                words = f"found the SELinux label {label}, expected the type {connection.label}"
-                yield error(path, f"{path}: {words}; run restorecon {path}")
+                message = f"found the SELinux label {label}, expected the type {connection.label}"
+                yield error(path, f"{path}: {message}; run restorecon {path}")
     boolean = root / "sys/fs/selinux/booleans" / connection.boolean
     if text_of(boolean).startswith("0"):  # "0 0": what is, and what is pending
         yield error(

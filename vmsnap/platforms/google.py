@@ -26,8 +26,7 @@ SECONDS = 60  # timeout_in_seconds, of each of the two scripts; AGENT.patience i
 
 
 def connection(root: Path) -> Connection:
-    """Of a section that is there twice, both count, and of a
-    key the later one."""
+    """Of a section that is there twice, both count, and of a key the later one."""
     why = "google-guest-agent calls this {} a snapshot with guest flush; it freezes nothing."
     return Connection(
         programs=("usr/bin/google_guest_agent", "usr/bin/google_guest_agent_manager"),

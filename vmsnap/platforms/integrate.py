@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connecting vmsnap to the agent of a platform, and undoing that exactly.
 
-What has been connected is kept in /var/lib/vmsnap/integration.json: so `vmsnap check` misses what
-somebody has removed (diagnose.py), and a removal knows what was not there before. What there is to
+What has been connected is kept in /var/lib/vmsnap/integration.json: so `vmsnap check` finds what
+was removed since (diagnose.py), and a removal knows what was not there before. What there is to
 write for which agent is in the module of its platform.
 """
 
@@ -68,7 +68,7 @@ class Changes:
 
 
 def this_platforms_agent() -> str:
-    """Raises IntegrationError if nobody knows one."""
+    """Raises IntegrationError if none is known."""
     found = detect.agent()
     if not found:
         hardware = (
@@ -96,13 +96,12 @@ def connect(
     remove_unfinished(connection)
     before = recorded(state)
     mine = connected(connection)
-    if agent in before and (before[agent].files, before[agent].additions) != (
-        mine.files,
-        mine.additions,
-    ):  # the distribution's way has changed: its package was installed since, or exchanged
+    known = before.get(agent, mine)
+    if (known.files, known.additions) != (mine.files, mine.additions):
+        # The distribution's way has changed: its package was installed since, or exchanged.
         disconnect(agent, state, wait=wait, root=root)
         return connect(agent, state, wait=wait, root=root)
-    keep({**before, agent: before.get(agent, mine)}, state)  # first, to be undone from any moment
+    keep({**before, agent: known}, state)  # first, to be undone from any moment
     made: list[Path] = []
     try:
         for file in missing:
@@ -122,7 +121,7 @@ def connect(
 def disconnect(
     agent: str, state: Path, *, dry_run: bool = False, wait: bool = True, root: Path = ROOT
 ) -> Changes:
-    """Take back what `connect` has written; what somebody has put in its place is left alone.
+    """Take back what `connect` has written; what stands in its place by now is left alone.
     The agent forgets its hook before that is gone: one that it cannot find is a failure."""
     connection = agents()[agent].connection(root)
     before = recorded(state)
@@ -252,17 +251,17 @@ def connected(connection: Connection) -> Connected:
 
 
 def recorded(state: Path) -> dict[str, Connected]:
-    """By agent; nothing if nobody can read what was written."""
+    """By agent; empty if the record cannot be read."""
     return readable(state) or {}
 
 
 def readable(state: Path) -> dict[str, Connected] | None:
-    """None if there is a record that nobody can read."""
+    """None if there is a record that cannot be read."""
     try:
         found = json.loads((state / RECORD).read_text(encoding="utf-8"))
         return {
-            agent: Connected(*(tuple(map(str, told[key])) for key in PATHS))
-            for agent, told in found["agents"].items()
+            agent: Connected(*(tuple(map(str, paths[key])) for key in PATHS))
+            for agent, paths in found["agents"].items()
             if agent in agents()
         }
     except (FileNotFoundError, NotADirectoryError):

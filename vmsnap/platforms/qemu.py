@@ -110,11 +110,11 @@ def checks(connected: Connection, running: Sequence[str], root: Path) -> Iterato
     expected = inside(root, connected.files[0].path)
     for addition in connected.additions:
         if BLOCKED.search(text_of(addition.path)):
-            words = "found that guest-fsfreeze-freeze is among the blocked commands"
-            yield error(addition.path, f"{addition.path}: {words}")
+            message = "found that guest-fsfreeze-freeze is among the blocked commands"
+            yield error(addition.path, f"{addition.path}: {message}")
         if IN_CONF.findall(text_of(addition.path))[-1:] != [expected]:
-            words = f"found that fsfreeze-hook= is not {expected}; run `vmsnap integrate`"
-            yield error(addition.path, f"{addition.path}: {words}")
+            message = f"found that fsfreeze-hook= is not {expected}; run `vmsnap integrate`"
+            yield error(addition.path, f"{addition.path}: {message}")
     for unit in running:
         pid = systemd.show(unit, "MainPID")
         argv = text_of(Path("/proc") / pid / "cmdline").split("\0")
@@ -123,8 +123,8 @@ def checks(connected: Connection, running: Sequence[str], root: Path) -> Iterato
         # Of the command line and the file, the former wins.
         if any(word not in wanted for word in hooks) or not (hooks or connected.additions):
             found = " ".join(hooks) or "no -F"
-            words = f"{unit} runs with {found}, expected -F{expected}; see `systemctl cat {unit}`"
-            yield error(root, words)
+            message = f"{unit} runs with {found}, expected -F{expected}; see `systemctl cat {unit}`"
+            yield error(root, message)
 
 
 AGENT = Agent(

@@ -126,7 +126,7 @@ def make_root_only(directory: Path) -> None:
 
 
 def set_timer(calendar: str | None, changed: bool) -> None:
-    """Never waiting for a job: systemd may be waiting for whoever called us (cloud-init)."""
+    """Never waiting for a job: systemd may be waiting for our caller (cloud-init)."""
     if calendar is None:
         return
     booted = systemd.booted()

@@ -33,14 +33,14 @@ TIMER_DROP_IN = "systemd/system/vmsnap-backup.timer.d/50-provision.conf"
 WRITTEN = "# Written by `vmsnap provision`, which replaces the whole file.\n"
 # YAML 1.1 reads 030 as 24 and 18:30 as 1110.
 NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17}|[0-9]{1,18}\.[0-9]{1,18})")
-# In what PyYAML says of a mistake, and what we say, since it shows what it found: of these it is
-# where the mistake is, and of the following where it began.
-SAID_OF_THE_PLACE = {
+# Ours for the messages of PyYAML, which would show the value that they are about, by a part of
+# theirs. The mark is where the mistake is; the context, where it began.
+MISTAKES_AT_MARK = {
     "\\t": "found a tab, expected spaces",
     "while scanning an alias": "found a * that is no alias; put the value in quotes",
     "mapping values are not allowed": "found a colon within a value; put the value in quotes",
 }
-SAID_OF_THE_BEGINNING = {
+MISTAKES_AT_CONTEXT = {
     "while scanning a quoted scalar": "found a quote that is not closed",
     "while parsing a flow": "found a bracket that is not closed",
 }
@@ -83,9 +83,9 @@ def load_yaml(text: str) -> object:
             "python3-pyyaml), or give the document as JSON, in a file named *.json"
         ) from None
 
-    def refuse_at(mark: Any, words: str) -> NoReturn:
+    def refuse_at(mark: Any, message: str) -> NoReturn:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"the document{where}: {words}")
+        raise ConfigError(f"the document{where}: {message}")
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]
         """Without aliases, a few of which are enough to fill any memory; without tags, which can
@@ -117,13 +117,13 @@ def load_yaml(text: str) -> object:
     try:
         return yaml.load(text, Loader)
     except yaml.MarkedYAMLError as e:
-        told = f"{e.problem} {e.context}"
-        for known, words in SAID_OF_THE_PLACE.items():
-            if known in told:
-                refuse_at(e.problem_mark, words)
-        for known, words in SAID_OF_THE_BEGINNING.items():
-            if known in told:
-                refuse_at(e.context_mark, words)
+        problem = f"{e.problem} {e.context}"
+        for known, message in MISTAKES_AT_MARK.items():
+            if known in problem:
+                refuse_at(e.problem_mark, message)
+        for known, message in MISTAKES_AT_CONTEXT.items():
+            if known in problem:
+                refuse_at(e.context_mark, message)
         refuse_at(e.problem_mark, "found what cannot be read as YAML; look at the indentation")
     except (yaml.YAMLError, ValueError, ArithmeticError):  # characters and dates that cannot be
         refuse_at(None, "found a character or a date that cannot be")

@@ -68,8 +68,8 @@ def record(outcome: Provisioning, state: Path) -> None:
     write_atomically(state / RECORD, (json.dumps(outcome.to_json()) + "\n").encode(), 0o600)
 
 
-def tell(outcome: Provisioning) -> None:
-    """In the journal."""
+def send_outcome(outcome: Provisioning) -> None:
+    """To the journal."""
     if not outcome.ok:
         send_problems([problem(outcome, "\n".join(map(str, outcome.problems)))])
         return
@@ -77,12 +77,12 @@ def tell(outcome: Provisioning) -> None:
     Journal().send(f"provisioned from {outcome.source}; {counts}", Event.PROVISIONED.value)
 
 
-def problem(outcome: Provisioning, words: str) -> Problem:
-    return Problem(Kind.PROVISIONING_FAILED, words, path=outcome.source)
+def problem(outcome: Provisioning, message: str) -> Problem:
+    return Problem(Kind.PROVISIONING_FAILED, message, path=outcome.source)
 
 
 def recorded(state: Path) -> Provisioning | None:
-    """None if nothing was provisioned on this instance, or if nobody can read what was said."""
+    """None if nothing was provisioned on this instance, or if the record cannot be read."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((state / RECORD).read_text(encoding="utf-8"))
         if found["instance"] == instance_id():

@@ -56,16 +56,16 @@ class InvalidDocumentError(VmsnapError):
 
 
 def shown(path: Iterable[object]) -> str:
-    """A key path in words: apps.db.config.preScriptParams[0]."""
-    words = ""
+    """A key path as text: apps.db.config.preScriptParams[0]."""
+    text = ""
     for part in path:
         if isinstance(part, int):
-            words += f"[{part}]"
+            text += f"[{part}]"
         else:
             key = str(part)
-            words += "." * bool(words)
-            words += key if PLAIN_KEY.fullmatch(key) else json.dumps(key[:64])
-    return words
+            text += "." * bool(text)
+            text += key if PLAIN_KEY.fullmatch(key) else json.dumps(key[:64])
+    return text
 
 
 def kind_of(value: object) -> str:
@@ -105,7 +105,7 @@ def schema() -> dict[str, Any]:
     whole["definitions"]["config"] = {
         "description": app["description"],
         "type": "object",
-        "additionalProperties": False,  # a typing error is found by nobody until the next restore
+        "additionalProperties": False,  # else a typing error stays hidden until the next restore
         "properties": app["properties"],
     }
     return whole
@@ -215,7 +215,7 @@ def location_mistake(location: str) -> str:
         fd = open_trusted(location, 0o7077)
     except (InsecurePathError, UnreadableFileError):
         return "found a script that is not root's alone, expected owner root and mode 0700"
-    except PermissionError:  # a dry run by somebody else
+    except PermissionError:  # a dry run by another user
         return ""
     except OSError as e:
         return f"found {(e.strerror or 'no file').lower()} on this machine"

@@ -12,12 +12,12 @@ from vmsnap.result import FROZEN_PHASES, ErrorResult, Result, ScriptResult
 
 def summary(result: Result, paint: Paint) -> str:
     """What a person wants to know of a session, most important first."""
-    verdict = paint("succeeded" if result.ok else "failed", result.outcome)
+    outcome = paint("succeeded" if result.ok else "failed", result.outcome)
     stalled = f"writes stalled for {duration(result.frozen_seconds)}"
     if not result.filesystems:  # the platform's agent may have
         stalled = "vmsnap has frozen nothing"
     lines = [
-        f"Session {result.session} {verdict}: "
+        f"Session {result.session} {outcome}: "
         + (f"{result.consistency}-consistent snapshot" if result.snapshot_taken else "no snapshot"),
         f"  started {result.started}",
         f"  took {duration(result.seconds)}, {stalled}",

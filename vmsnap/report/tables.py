@@ -89,7 +89,7 @@ def history_table(sessions: Iterable[Result], paint: Paint) -> str:
 
 
 def local_time(started: str) -> str:
-    """To the minute, in the time zone of whoever asks."""
+    """To the minute, in the local time zone."""
     try:
         moment = datetime.datetime.fromisoformat(started).astimezone()
     except (ValueError, OverflowError):

@@ -83,7 +83,7 @@ class AppScripts:
                 self._link.send(run=self._phase, env=self._env)
                 return None
             return self.lost("its supervisor was killed")
-        if message.pop("phase") != self._phase:  # so late that nobody counted on it any more
+        if message.pop("phase") != self._phase:  # of an earlier phase, given up meanwhile
             return None
         if "attempt" in message:
             self._attempts = int(message["attempt"])
@@ -108,12 +108,12 @@ def run_scripts(
     phase: str,
     env: Mapping[str, str],
     waiter: Waiter,
-    tell: Callable[[AppScripts, ScriptRun | int], None],
+    notify: Callable[[AppScripts, ScriptRun | int], None],
     interruptible: bool,
 ) -> None:
     """Run the scripts of one phase, all at once, and wait for all.
 
-    If `interruptible`, an interruption of the engine stops them. `tell` gets attempts as
+    If `interruptible`, an interruption of the engine stops them. `notify` gets attempts as
     they begin and ends as they come.
     """
     for scripts in everyone:
@@ -134,4 +134,4 @@ def run_scripts(
             if isinstance(received, ScriptRun):
                 running.remove(scripts)
             if received is not None:
-                tell(scripts, received)
+                notify(scripts, received)

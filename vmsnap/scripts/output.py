@@ -43,8 +43,8 @@ class Output:
         self._line = b""
         if self.left_out:
             lines = "line of output is" if self.left_out == 1 else "lines of output are"
-            words = f"{self.left_out} more {lines} left out"
-            self.send(words, Event.NOTE, Priority.WARNING, "vmsnap")
+            message = f"{self.left_out} more {lines} left out"
+            self.send(message, Event.NOTE, Priority.WARNING, "vmsnap")
 
     def last_words(self) -> str:
         """The end of the output for a message, where priorities mean nothing."""
@@ -63,5 +63,5 @@ class Output:
             "vmsnap-script",
         )
 
-    def send(self, words: str, event: Event, priority: Priority, identifier: str) -> None:
-        self.journal.send(words, event.value, priority, identifier, VMSNAP_PHASE=self.phase)
+    def send(self, message: str, event: Event, priority: Priority, identifier: str) -> None:
+        self.journal.send(message, event.value, priority, identifier, VMSNAP_PHASE=self.phase)

@@ -25,7 +25,7 @@ from vmsnap.system.waiter import Waiter
 
 OUTPUT_BYTES = 64 << 20
 AFTER_EXPIRY = 10.0  # seconds that the command may go on after the hold has expired
-SUPERVISOR_PATIENCE = 10.0  # seconds for a supervisor to say how the command ended
+SUPERVISOR_PATIENCE = 10.0  # seconds for a supervisor to send how the command ended
 HOLD_PATIENCE = 5.0  # seconds after which a hold that expired must have ended
 
 
@@ -78,16 +78,20 @@ class Command:
 
             def start() -> int:
                 try:
-                    words = [path, *argv[1:]]
-                    return spawn(words, environment, stdin=0, stdout=writers[0], stderr=writers[1])
+                    return spawn(
+                        [path, *argv[1:]],
+                        environment,
+                        stdin=0,
+                        stdout=writers[0],
+                        stderr=writers[1],
+                    )
                 finally:
                     for fd in writers:
                         os.close(fd)
 
             ending = supervisor.run(start, None)
-            supervisor.send(
-                **asdict(ending)
-            )  # at once: everything is frozen until this is received
+            # At once: everything is frozen until this is received.
+            supervisor.send(**asdict(ending))
             if not ending.ok:
                 supervisor.end_everything(grace)
             supervisor.order()
@@ -143,7 +147,7 @@ class Command:
     def pass_on(self, to_stderr: bool) -> None:
         """Write the output where the caller expects it, unchanged."""
         for stream, fd in zip(self.streams, (2 if to_stderr else 1, 2)):
-            with contextlib.suppress(OSError):  # nobody reads it
+            with contextlib.suppress(OSError):  # the reader has gone
                 for chunk in stream.chunks:
                     write_all(fd, chunk)
 
@@ -156,7 +160,7 @@ def write_all(fd: int, data: bytes) -> None:
     while view:
         try:
             view = view[os.write(fd, view) :]
-        except BlockingIOError:  # somebody gave us a non-blocking pipe
+        except BlockingIOError:  # the caller gave us a non-blocking pipe
             select.select([], [fd], [])
 
 

@@ -46,7 +46,7 @@ class NoSessionError(VmsnapError):
 
 
 class CallerTimeout(BaseException):
-    """Whoever waits for a session waits no longer, and not for its end either."""
+    """The caller waits no longer, and not for the end of the session either."""
 
 
 def freeze(
@@ -55,7 +55,7 @@ def freeze(
     """Begin a session, with this UUID if any. Return its Progress once it holds, or else the Result
     that says why it does not. Raises SessionInProgressError, SystemdUnavailableError and
     lock.RunDirectoryError; a KeyboardInterrupt ends the session first, and CallerTimeout has it
-    end. `beginning` is called when nobody else can begin one any more, and raises what it likes."""
+    end. `beginning` is called once no other can begin, and may raise."""
     from vmsnap.result import new_session_id
     from vmsnap.service.messages import place, request_of, withdraw  # `vmsnap thaw` must start fast
 
@@ -72,7 +72,7 @@ def freeze(
         now = progress_of(session, run)
         if now and now.hold_ends is not None:
             return now
-        if now:  # it is over already; wait for what it has to say
+        if now:  # it is over already; wait for its result
             end(run, now, FAILED)
     except KeyboardInterrupt:
         end(run, progress_of(session, run), FAILED)
@@ -118,7 +118,7 @@ def thaw(run_dir: Path, state: Path, wanted: str = "", failed: bool = False) -> 
 
 def abandon(session: str, run_dir: Path) -> None:
     """Have a session end without a snapshot, be it before it has begun, and do not wait for that.
-    Only while nobody else can begin one: what is about to start is ours."""
+    Only while no other can begin one: what is about to start is ours."""
     now = progress_of(session, run_dir)
     if now is None:
         holder = lock.holder(run_dir)
@@ -137,8 +137,8 @@ def end(run_dir: Path, now: Progress | None, word: str) -> str:
     """End the session in progress and wait until its unit has stopped. Return what systemd
     complained of. `word`: whether its snapshot has been taken.
 
-    The engine is told directly. systemd could not, if its own process waits for a frozen disk: it
-    makes the directories of a PrivateTmp= and touches the stamp of a Persistent= timer itself.
+    The engine is signalled directly. systemd could not, if its own process waits for a frozen disk:
+    it makes the directories of a PrivateTmp= and touches the stamp of a Persistent= timer itself.
     """
     if now is None:
         return systemctl("stop", UNIT)[1]

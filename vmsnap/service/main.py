@@ -3,7 +3,7 @@
 
 This is the unit's main process. It says READY=1 when everything is frozen and then waits for
 SIGTERM. If that comes with the confirmation of `vmsnap thaw`, or from a plain `systemctl stop`, the
-snapshot has been taken; nothing else says so. Nobody has to come: the guard thaws at the end of the
+snapshot has been taken; nothing else says so. Without either, the guard thaws at the end of the
 hold. If this process is killed the guard thaws too, the supervisors run the post-scripts, and
 ExecStopPost= (session/recovery.py) does what all of them left undone and gives the session its
 result.
@@ -30,7 +30,7 @@ from vmsnap.system.waiter import Waiter
 
 
 class CallerTaker:
-    """Holds until the unit is stopped; whoever has started it takes the snapshot."""
+    """Holds until the unit is stopped; the caller that started it takes the snapshot."""
 
     held = True
 
@@ -47,7 +47,7 @@ class CallerTaker:
         if not session.publish(Phase.SNAPSHOT):
             message = f"found no room in {run}, by which `vmsnap thaw` finds the session"
             session.record.fail(Problem(Kind.SNAPSHOT_FAILED, message, Phase.SNAPSHOT))
-        if session.may_go_on():  # else it was stopped before anybody knew that it holds
+        if session.may_go_on():  # else it was stopped before it was known to hold
             self.manager.ready(session)
             while not session.waiter.interrupted and not hold.expired:
                 hold.wait()
@@ -56,7 +56,7 @@ class CallerTaker:
         confirmed = confirmation(run, session.id)  # before the thaw: a later one is too late
         session.record.mark("snapshot-ended")
         session.thaw()
-        # Who comes too late may have a snapshot, but nobody knows whether it was taken in time.
+        # A confirmation that is too late does not say whether the snapshot was taken in time.
         failed = {problem.kind for problem in session.record.failures}
         if not session.waiter.interrupted or failed & {Kind.HOLD_EXPIRED, Kind.SNAPSHOT_FAILED}:
             return False
@@ -93,7 +93,7 @@ def doubts(confirmed: str, signalled: str) -> str:
 def serve(run_dir: Path) -> Result:
     """The unit's main process: take one session to its end.
 
-    Raises request.RequestError, lock.SessionInProgressError and lock.RunDirectoryError.
+    Raises messages.RequestError, lock.SessionInProgressError and lock.RunDirectoryError.
     """
     lock.prepare(run_dir)
     request = take(run_dir)

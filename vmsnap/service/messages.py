@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client and vmsnap-session.service tell each other, in files of the run directory.
+"""Messages between a client and vmsnap-session.service, as files in the run directory.
 
 The request is how the options of `vmsnap freeze` reach the unit. The client locks the file, writes
 what it wants into it, starts the unit, and keeps the lock until it has its answer. So there is one
@@ -7,8 +7,8 @@ client at a time, and a request counts only while its client lives. What a kille
 never mistaken for the request of the next one, nor for the defaults: the unit clears it away and
 refuses that one start.
 
-The confirmation tells the engine whether the snapshot of a held session has been taken. It is an
-empty file, named after its meaning and the session, that is there before the engine is told to
+The confirmation says whether the snapshot of a held session has been taken. It is an
+empty file, named after its meaning and the session, that is there before the engine is signalled to
 thaw. An end of the hold without it confirms nothing, unless it comes from a plain `systemctl stop`
 (main.py).
 
@@ -40,7 +40,7 @@ class RequestError(CommandError):
 
 @dataclass(frozen=True)
 class Request:
-    """A session that somebody wants to have begun, under this UUID."""
+    """A caller's request for a session with this UUID."""
 
     session: str
     etc: str
@@ -100,8 +100,8 @@ def withdraw(fd: int) -> None:
 
 
 def take(run_dir: Path) -> Request | None:
-    """The unit's side: the request of a caller that waits; None if nobody asked for anything in
-    particular. Raises RequestError. The file is empty afterwards."""
+    """The unit's side: the request of a caller that waits; None if there is none.
+    Raises RequestError. The file is empty afterwards."""
     fd = open_locked(run_dir)
     abandoned = fd is not None
     if fd is None:
@@ -124,7 +124,7 @@ def take(run_dir: Path) -> Request | None:
 
 
 def open_locked(run_dir: Path) -> int | None:
-    """None if somebody else has the lock."""
+    """None if the lock is held."""
     fd = os.open(run_dir / REQUEST, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,7 +138,7 @@ def open_locked(run_dir: Path) -> int | None:
 
 
 def confirm(run_dir: Path, session: str, word: str) -> None:
-    """Before the engine is told to thaw: whether the snapshot has been taken."""
+    """Before the engine is signalled to thaw: whether the snapshot has been taken."""
     with contextlib.suppress(OSError):  # a full tmpfs: then the session fails, and reports it
         os.close(
             os.open(
@@ -151,8 +151,8 @@ def confirm(run_dir: Path, session: str, word: str) -> None:
 
 def confirmation(run_dir: Path, session: str) -> str:
     """TAKEN, FAILED or "" without one. If there are both it was not taken."""
-    words = (word for word in (FAILED, TAKEN) if confirmation_path(run_dir, session, word).exists())
-    return next(words, "")
+    meanings = (FAILED, TAKEN)
+    return next((m for m in meanings if confirmation_path(run_dir, session, m).exists()), "")
 
 
 def forget(run_dir: Path, session: str) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The result of a session, put together from everything that took part in it, kept and told.
+"""The result of a session: put together from all that took part in it, written, sent to the
+journal.
 
 Runs in: engine, a fork of it that writes what may lie on a disk. Not while frozen.
 """

@@ -30,8 +30,8 @@ class Hold:
     """Begins when it is made. `ends` is in seconds on CLOCK_MONOTONIC.
 
     If anything is frozen the guard keeps the time, and thaws; if nothing is, the same time is kept
-    here, since the applications are quiesced all the same. Once `expired`, always expired: who
-    comes later is too late, also if he comes before anybody has noticed.
+    here, since the applications are quiesced all the same. Once `expired`, it stays
+    so: an end of the hold that arrives later is too late, even before receive() has noticed.
     """
 
     def __init__(self, freezer: Freezer | None, waiter: Waiter, seconds: float) -> None:

@@ -82,8 +82,8 @@ def held(run_dir: Path, whose: str, patience: float) -> Iterator[int]:
 
 
 def wait_for_end(run_dir: Path, patience: float) -> None:
-    """Wait until nobody has the lock. Raises SessionInProgressError, and OSError if nobody ever had
-    it."""
+    """Wait until the lock is free. Raises SessionInProgressError, and OSError if it was never
+    taken."""
 
     def give_up(*_: object) -> NoReturn:
         raise SessionInProgressError

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a session remembers of itself while it runs: what went wrong and what happened when.
+"""The log of a session while it runs: its problems, and a timeline of its events.
 
-Everything remembered is told to the journal as well. What it all amounts to is decided elsewhere.
+All of it is sent to the journal as well. finish.py makes the result of it.
 
 Runs in: engine. While frozen: no file, no import, and the journal buffers.
 """
@@ -20,7 +20,7 @@ from vmsnap.result import Phase
 
 
 class Record:
-    """`level` tells how consistent the snapshot can still be."""
+    """`level` returns the consistency that the snapshot can still reach."""
 
     def __init__(
         self, journal: Journal, show: Callable[[Phase], None], level: Callable[[], Level]
@@ -56,10 +56,10 @@ class Record:
         self.send(message, Event.NOTE, Priority.WARNING)
 
     def fail(self, *problems: Problem) -> bool:
-        """Remember what is wrong; a warning is sent only. True if there was any error."""
+        """Add problems to the log; a warning is sent only. True if there was any error."""
         errors = [problem for problem in problems if problem.severity is Severity.ERROR]
         for problem in problems:
-            if problem in errors:
+            if problem.severity is Severity.ERROR:
                 self.failures.append(problem)
             send_problem(self.journal, problem, self.level())
         return bool(errors)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The last session and counts of all, as a file for the textfile collector of node_exporter.
 
-The counts live in the file alone: they go on from what it says, and begin anew if it is removed
+The counts live in the file alone: they go on from there, and begin anew if it is removed
 (https://prometheus.io/docs/instrumenting/exposition_formats/).
 
 Runs in: engine, a fork of it that writes the file. Not while frozen.
@@ -41,7 +41,8 @@ def write_metrics(result: Result, textfile: str, waiter: Waiter, lock: int) -> s
 
 
 def samples(text: str) -> dict[str, float]:
-    """What an earlier file said, by name and labels. Lines that are none of ours are no samples."""
+    """The values of an earlier file, by name and labels. Lines that are none of ours are no
+    samples."""
     matches = (SAMPLE.fullmatch(line) for line in text.splitlines())
     return {match[1]: float(match[2]) for match in matches if match}
 
@@ -91,13 +92,13 @@ def lines(result: Result, before: dict[str, float]) -> Iterator[str]:
     yield from family("vmsnap_errors_total", "Errors of sessions.", "counter", errors)
 
 
-def metric(name: str, words: str, value: float) -> Iterable[str]:
-    return family(name, words, "gauge", {"": value})
+def metric(name: str, text: str, value: float) -> Iterable[str]:
+    return family(name, text, "gauge", {"": value})
 
 
-def family(name: str, words: str, kind: str, values: dict[str, float]) -> Iterator[str]:
+def family(name: str, text: str, kind: str, values: dict[str, float]) -> Iterator[str]:
     """`values` are by their labels."""
-    yield f"# HELP {name} {words}"
+    yield f"# HELP {name} {text}"
     yield f"# TYPE {name} {kind}"
     for labels, value in values.items():
         yield f"{name}{labels} {f'{value:.6f}'.rstrip('0').rstrip('.')}"

@@ -2,8 +2,8 @@
 """After an engine was killed: what it can no longer do for its session.
 
 Its guard thaws and its supervisors run the post-scripts by themselves. This is for what they did
-not do, having been killed too, and for the result that nobody else can give the session. It is
-called by ExecStopPost= of a unit, which must not meddle with the session of anybody else, by the
+not do, having been killed too, and for the result of the session. It is
+called by ExecStopPost= of a unit, which leaves the sessions of others alone, by the
 next session, and by `vmsnap thaw --force`. Each app whose post-script is pending has its private
 directory in the run directory.
 
@@ -159,7 +159,7 @@ def thaw_in_child(
     session: str = "",
 ) -> tuple[bool, list[str]] | None:
     """thaw_listed() in a child, since a FITHAW waits as long as a FIFREEZE that is still inside the
-    kernel. Return whether nothing stays frozen, and what there is to say, unless the child calls
+    kernel. Return whether nothing stays frozen, and the messages, unless the child calls
     `report` for that; None if it was killed, or found no list any more."""
     steps = len({item["step"] for item in listed["filesystems"]})
 
@@ -209,8 +209,8 @@ def thaw_left(run_dir: Path, waiter: Waiter, invocation: str | None = None) -> b
 
 
 def thaw_by_force(run_dir: Path, remove: bool) -> tuple[bool, list[str]]:
-    """Thaw what the list says may be frozen, whoever's it is, and `remove` the list. Return whether
-    nothing stays frozen, and what there is to say."""
+    """Thaw what the list says may be frozen, whose ever it is, and `remove` the list. Return
+    whether nothing stays frozen, and the messages."""
     nothing = True, [f"nothing to thaw: {run_dir} holds no list of frozen filesystems"]
     try:
         listed = read_list(run_dir / FROZEN_LIST)

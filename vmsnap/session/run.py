@@ -92,9 +92,9 @@ class CommandTaker:
                 stop_at = time.monotonic() + AFTER_EXPIRY
         return end
 
-    def fail(self, session: Session, words: str) -> None:
+    def fail(self, session: Session, message: str) -> None:
         name = session.options.command[0]
-        problem = Problem(Kind.SNAPSHOT_FAILED, f"{name} {words}", Phase.SNAPSHOT, name)
+        problem = Problem(Kind.SNAPSHOT_FAILED, f"{name} {message}", Phase.SNAPSHOT, name)
         session.record.fail(problem)
 
     def dismiss(self, session: Session) -> None:

@@ -3,8 +3,8 @@
 
 The only module that knows this order. Each step that changes something pushes its undo, and every
 undo runs, whatever became of the others. How a failure lowers the consistency stands in
-consistency.py; who takes the snapshot is given: run.py has a command do it, service/main.py whoever
-has started the unit.
+consistency.py; who takes the snapshot is given: run.py has a command do it, service/main.py the
+caller that started the unit.
 
 Runs in: engine. While frozen: no file but in the run directory, no journal, no import.
 """
@@ -47,7 +47,7 @@ from vmsnap.system.waiter import Waiter
 
 
 class SnapshotTaker(Protocol):
-    """Who takes the snapshot of a session: a command, or whoever has started the unit."""
+    """Who takes the snapshot of a session: a command, or the caller that started the unit."""
 
     @property
     def held(self) -> bool:
@@ -65,7 +65,7 @@ class SnapshotTaker(Protocol):
         """Let go of everything, at the end of the session."""
 
     def result(self) -> SnapshotResult | None:
-        """How it went, if there is anything to tell."""
+        """How it went; None if no command took it."""
         ...
 
 
@@ -164,7 +164,7 @@ class Session:
 
     def recover(self) -> None:
         """Clean up after a session that was killed, so far as recovery.py could not. We hold the
-        lock, so nobody else is about to."""
+        lock, so no other process does the same."""
         left = thaw_earlier(self.options.run_dir, self.record.note)
         if left:
             self.record.fail(Problem(Kind.THAW_FAILED, left, Phase.CHECK))
@@ -273,7 +273,7 @@ class Session:
         return self.hold
 
     def report(self, known: Callable[[Result], Result] = lambda result: result) -> Result:
-        """Keep the result and tell it; `known` amends it by what else is known."""
+        """Write the result and send it; `known` amends it by what else is known."""
         self.record.enter(Phase.REPORT)
         self.taker.dismiss(self)
         remove_tree(self.temporary)
@@ -295,13 +295,13 @@ class Session:
     def run_scripts(self, wanted: list[AppScripts], env: dict[str, str]) -> None:
         phase = self.record.phase.value
 
-        def tell(scripts: AppScripts, received: ScriptRun | int) -> None:
+        def notify(scripts: AppScripts, received: ScriptRun | int) -> None:
             if isinstance(received, ScriptRun):
                 self.script_ended(scripts.app.name, phase, received)
             else:
                 self.record.mark(f"{phase}-attempt {received}", scripts.app.name)
 
-        run_scripts(wanted, phase, env, self.waiter, tell, interruptible=phase == "pre")
+        run_scripts(wanted, phase, env, self.waiter, notify, interruptible=phase == "pre")
 
     def script_ended(self, name: str, phase: str, run: ScriptRun) -> None:
         self.runs[name, phase] = run
@@ -341,7 +341,7 @@ class Session:
         )
 
     def show(self, phase: Phase) -> None:
-        """Let everybody see how far the session is; not while anything is frozen."""
+        """Show how far the session is; not while anything is frozen."""
         self.publish(phase)
         self.shown(phase)
 

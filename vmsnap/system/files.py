@@ -144,7 +144,7 @@ def is_there(file: File) -> bool:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and what is in it, but nothing that is mounted below it: somebody's mount
+    """Remove a directory and what is in it, but nothing that is mounted below it: a mount
     that was not undone is not ours to empty. What cannot be removed stays."""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting processes: programs by spawn, pieces of vmsnap itself by fork. All are started here.
 
-Runs in: engine, supervisor, caller. While frozen: no file, no journal, no import.
+Runs in: engine, supervisor, caller. While frozen: no file, no journal, no import, and so neither
+output_of nor written_in_child.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""systemd: whether it runs here, systemctl(1) and its smaller siblings, sd_notify(3).
+"""systemd: whether it runs here, systemctl(1), systemd-detect-virt(1) and the like, sd_notify(3).
 
 Everything but the notifier starts a process, so nothing of it is for while anything is frozen.
 What is asked raises OSError if the program is not there.

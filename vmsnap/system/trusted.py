@@ -18,7 +18,7 @@ MAX_SYMLINKS = 40  # as the kernel: path_resolution(7)
 
 
 class InsecurePathError(Exception):
-    """Somebody else than root owns or can change `step`, one of the steps of a path."""
+    """Another user than root owns or can change `step`, one of the steps of a path."""
 
     def __init__(self, step: str, found: str, expected: str) -> None:
         super().__init__(step, found, expected)

@@ -26,8 +26,8 @@ class Waiter:
     stop.
 
     A stop from the terminal (Ctrl-Z) is ignored: it would leave the filesystems frozen until the
-    guard's deadline. SIGCHLD wakes the wait and says nothing. `pulse` is called once a second by
-    whoever waits here.
+    guard's deadline. SIGCHLD wakes the wait and says nothing. `pulse` is called once a second
+    while waiting.
     """
 
     pulse: Callable[[], None] | None = None

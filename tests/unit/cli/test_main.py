@@ -66,7 +66,7 @@ def test_debug_shows_what_was_given_and_the_traceback_of_an_error(
         raise FileNotFoundError(2, "No such file or directory", "/nowhere")
 
     monkeypatch.setattr("vmsnap.cli.take.run_command", fail)
-    monkeypatch.setattr("vmsnap.journal.sender.Journal.debug", False)
+    monkeypatch.setattr("vmsnap.journal.sender.Journal.debug", None)
     assert cli.main(["run"]) == FAILED
     assert "Traceback" not in capsys.readouterr().err
     for words in (["--debug", "run", "--hold", "7"], ["run", "--hold", "7", "--debug"]):

@@ -215,7 +215,7 @@ def test_the_end_of_a_script_and_its_error_have_the_fields_of_their_entries(
     journal: Heard, phase: str, timed_out: bool
 ) -> None:
     run = ScriptRun(1, 1, None, 0.1, timed_out, "failed")
-    session = Session(Options(("true",)), -1, cast(Waiter, None), NoTaker())
+    session = Session(Options(("true",)), -1, cast(Waiter, None), NoTaker(held=False))
     session.journal = session.record.journal = journal
     session.script_ended("web", phase, run)
     kind = SCRIPT[phase].timeout if timed_out else SCRIPT[phase].failed

@@ -44,7 +44,7 @@ def session(
 ) -> Session:
     waiter = cast(Waiter, Quiet(interrupted))
     options = Options(("true",), require=require, fsfreeze=fsfreeze)
-    made = Session(options, -1, waiter, NoTaker())
+    made = Session(options, -1, waiter, NoTaker(held=False))
     made.record.journal = Journal(path="/nonexistent/journal")
     made.record.phase = Phase.CHECK
     made.found.apps.extend(apps)
