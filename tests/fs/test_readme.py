@@ -1,38 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The samples in the README are what the program prints: the same lines, but for times, names of
-devices and identifiers."""
+"""The samples in the README are what the program prints. Those of a held session are in
+tests/system."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 
+from ..readme import samples, shape
 from .lab import Lab
-
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-def samples(command: str) -> list[list[str]]:
-    """What the README shows below each prompt with this command, a line each."""
-    blocks = re.findall(r"^```\n(.*?)^```", README, re.M | re.S)
-    prompts = [part for block in blocks for part in re.split(r"^# ", block, flags=re.M)]
-    return [part.splitlines()[1:] for part in prompts if part.startswith(command)]
-
-
-def shape(lines: list[str]) -> list[str]:
-    """The lines without what differs from run to run, and without bars and columns' widths."""
-    found = []
-    for line in lines:
-        text = UUID.sub("UUID", line)
-        text = re.sub(r"\d{4}-\d\d-\d\dT[0-9:.+]+", "DATE", text)
-        text = re.sub(r"[0-9.]+ (ms|s)\b", "TIME", text)
-        text = re.sub(r"/dev/(loop)?\w+", "DEVICE", text)
-        text = re.sub(r"^(host: ).*", r"\1MACHINE", text)
-        found.append(" ".join(re.sub(r"[▒█]+", " ", text).split()))
-    return found
 
 
 @pytest.fixture

@@ -138,10 +138,10 @@ def forget(path: Path, session: str) -> None:
 def limited(seconds: float | None) -> Iterator[None]:
     """Raise CallerTimeout after this time, or at a signal to end."""
 
-    def cut(*_: object) -> NoReturn:
+    def give_up(*_: object) -> NoReturn:
         raise CallerTimeout
 
-    before = {number: signal.signal(number, cut) for number in ENDS}
+    before = {number: signal.signal(number, give_up) for number in ENDS}
     signal.setitimer(signal.ITIMER_REAL, seconds or 0.0)
     try:
         yield

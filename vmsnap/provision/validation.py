@@ -29,7 +29,7 @@ from vmsnap.platforms.registry import agents
 from vmsnap.system import systemd
 from vmsnap.system.trusted import InsecurePathError, UnreadableFileError, encodable, open_trusted
 
-MOST_TOLD = 20  # mistakes; a document of another kind has as many as it has keys
+MOST_SHOWN = 20  # mistakes; a document of another kind has as many as it has keys
 BLANKS = " \t"  # what separates the words of a #! (fs/binfmt_script.c)
 PLAIN_KEY = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -49,9 +49,9 @@ class InvalidDocumentError(VmsnapError):
     """A document with mistakes in it."""
 
     def __init__(self, mistakes: Sequence[Mistake]) -> None:
-        more = len(mistakes) - MOST_TOLD
+        more = len(mistakes) - MOST_SHOWN
         rest = [Mistake("", f"there are {more} mistakes more")] if more > 0 else []
-        self.mistakes = (*mistakes[:MOST_TOLD], *rest)
+        self.mistakes = (*mistakes[:MOST_SHOWN], *rest)
         super().__init__("\n".join(map(str, self.mistakes)))
 
 
