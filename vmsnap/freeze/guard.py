@@ -380,9 +380,8 @@ def main(argv: list[str]) -> None:
     try:
         for filesystem in filesystems:
             filesystem.thread.start()
-    except (
-        RuntimeError
-    ) as e:  # no more threads: nothing is frozen, and those that wait would wait on
+    except RuntimeError as e:
+        # No more threads. Nothing is frozen, but those that were started would wait on.
         sys.stderr.write(f"{e}\n")
         sys.stderr.flush()
         os._exit(1)
