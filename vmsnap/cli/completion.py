@@ -7,16 +7,14 @@ after which the file is named, when a package is built; nothing else runs this."
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnap.cli.agents import AgentNames
-from vmsnap.cli.arguments import LEVELS, common
-from vmsnap.cli.main import parser
+from vmsnap.cli.arguments import LEVELS
+from vmsnap.cli.grammar import COMMANDS, COMMON, TOP, Command, Option
 from vmsnap.platforms.registry import agents
 from vmsnap.provision.quiescers import QUIESCERS
 
@@ -25,73 +23,11 @@ CHOICES: dict[str, Iterable[str]] = {"LEVEL": LEVELS, "SERVER": QUIESCERS, "AGEN
 PLACES = ("GLOB", "DIR", "FILE")
 
 
-@dataclass(frozen=True)
-class Option:
-    """`value` is the metavar, "" of a flag; `excludes` are options that it cannot stand beside."""
-
-    name: str
-    summary: str
-    value: str
-    repeatable: bool
-    excludes: tuple[str, ...]
-
-    @property
-    def place(self) -> str:
-        """What kind of value it has: one of PLACES, CHOICES, VALUE (anything) or "" (none)."""
-        if not self.value or self.value in PLACES:
-            return self.value
-        return "CHOICES" if self.value in CHOICES else "VALUE"
-
-
-@dataclass(frozen=True)
-class Command:
-    name: str
-    summary: str
-    options: tuple[Option, ...]
-    arguments: tuple[str, ...]  # metavars of its positional arguments
-
-
-def long_options(of: argparse.ArgumentParser) -> Iterator[Option]:
-    for action in of._actions:
-        for name in action.option_strings:
-            if name.startswith("--"):
-                yield Option(
-                    name,
-                    (action.help or "").replace("%%", "%"),
-                    str(action.metavar) if action.nargs != 0 else "",
-                    isinstance(action, argparse._AppendAction),
-                    tuple(excluded_by(action, of)),
-                )
-
-
-def excluded_by(action: argparse.Action, of: argparse.ArgumentParser) -> Iterator[str]:
-    for group in of._mutually_exclusive_groups:
-        if action in group._group_actions:
-            others = (other for other in group._group_actions if other is not action)
-            yield from (name for other in others for name in other.option_strings)
-
-
-def commands() -> tuple[Command, ...]:
-    """The commands for people."""
-    added = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return tuple(
-        Command(
-            str(listed.dest),
-            str(listed.help),
-            tuple(long_options(added.choices[listed.dest])),
-            tuple(
-                str(action.metavar)
-                for action in added.choices[listed.dest]._actions
-                if not action.option_strings
-            ),
-        )
-        for listed in added._choices_actions
-    )
-
-
-COMMANDS = commands()
-TOP = tuple(long_options(parser()))
-COMMON = ("--help", *(option.name for option in long_options(common())))
+def place_of(option: Option) -> str:
+    """What kind of value it has: one of PLACES, CHOICES, VALUE (anything) or "" (none)."""
+    if not option.value or option.value in PLACES:
+        return option.value
+    return "CHOICES" if option.value in CHOICES else "VALUE"
 
 
 def own(command: Command) -> tuple[Option, ...]:
@@ -112,9 +48,11 @@ def choices(value: str) -> str:
 def bash() -> dict[str, list[str]]:
     by_place: dict[str, dict[str, None]] = {}
     for option in every_option():
-        by_place.setdefault(option.place, {})[option.name] = None
+        by_place.setdefault(place_of(option), {})[option.name] = None
     by_option = {
-        option.name: choices(option.value) for option in every_option() if option.place == "CHOICES"
+        option.name: choices(option.value)
+        for option in every_option()
+        if place_of(option) == "CHOICES"
     }
     names = [*(command.name for command in COMMANDS), *(option.name for option in TOP)]
     return {
@@ -220,7 +158,7 @@ def fish() -> dict[str, list[str]]:
     return {
         "NAMES": [" ".join(command.name for command in COMMANDS)],
         "TOP": [
-            f"complete -c vmsnap -n {everywhere} -s h -l help -d {fish_text('print a short help')}",
+            *(f"{fish_option(everywhere, o)} -s h" for o in TOP if o.name == "--help"),
             *(fish_option("__vmsnap_begins", o) for o in TOP if o.name != "--help"),
         ],
         "COMMANDS": [
@@ -264,7 +202,7 @@ def fish_option(condition: str, option: Option) -> str:
     if option.value in CHOICES:
         value = f"-x -a {fish_text(choices(option.value))} "
     else:
-        value = FISH_PLACES[option.place]
+        value = FISH_PLACES[place_of(option)]
     name = option.name[2:]
     return f"complete -c vmsnap -n {condition} -l {name} {value}-d {fish_text(option.summary)}"
 

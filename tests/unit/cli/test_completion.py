@@ -10,7 +10,8 @@ import pytest
 
 from vmsnap import platforms
 from vmsnap.cli import completion
-from vmsnap.cli.completion import COMMANDS, SHELLS, Option
+from vmsnap.cli.completion import SHELLS
+from vmsnap.cli.grammar import COMMANDS, Option
 from vmsnap.platforms.registry import agents
 
 from ..platforms.test_registry import ACME
