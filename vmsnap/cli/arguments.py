@@ -56,9 +56,9 @@ def common() -> argparse.ArgumentParser:
     """Options of every command."""
     options = argparse.ArgumentParser(add_help=False)
     for name, default, summary in (
-        ("etc", "/etc", "configuration"),
-        ("run", "/run/vmsnap", "tmpfs"),
-        ("state", "/var/lib/vmsnap", "last result"),
+        ("etc", "/etc", "directory of the configuration"),
+        ("run", "/run/vmsnap", "directory of a session, on a tmpfs"),
+        ("state", "/var/lib/vmsnap", "directory of the last result"),
     ):
         options.add_argument(
             f"--{name}",

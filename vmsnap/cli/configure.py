@@ -59,7 +59,10 @@ def register(commands: Commands) -> None:
     )
     app.add_argument("name", nargs="?", metavar="NAME", help="a plain word: ledger")
     app.add_argument(
-        "--quiesce", type=quiescer, metavar="SERVER", help=f"set up for {', '.join(QUIESCERS)}"
+        "--quiesce",
+        type=quiescer,
+        metavar="SERVER",
+        help=f"set up for a database: {', '.join(QUIESCERS)}",
     )
     document = commands.add(
         "provision",
@@ -73,7 +76,9 @@ def register(commands: Commands) -> None:
         "--file", type=Path, metavar="FILE", help="read FILE: YAML, or JSON if named *.json"
     )
     document.add_argument(
-        "--dry-run", action="store_true", help="show what would be written (needs no root)"
+        "--dry-run",
+        action="store_true",
+        help="check the document and show what would be written (needs no root)",
     )
 
 

@@ -47,7 +47,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    top.add_argument("--version", action="version", version=f"vmsnap {__version__}")
+    top.add_argument(
+        "--version",
+        action="version",
+        version=f"vmsnap {__version__}",
+        help="print the version and exit",
+    )
     add_debug(top, default=False)
     commands = Commands(top)
     take.register(commands)

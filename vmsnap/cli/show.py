@@ -38,7 +38,7 @@ def register_checks(commands: Commands) -> None:
     check.add_argument(
         "--watch",
         action="store_true",
-        help="and have systemd check again when a script's directory changes",
+        help="have systemd check again when a script's directory changes",
     )
     commands.add(
         "plan", plan_command, "show which filesystems would be frozen, and in which order", selected
@@ -53,7 +53,12 @@ def register_sessions(commands: Commands) -> None:
         "show past sessions, newest first",
         examples=HISTORY_EXAMPLES,
     )
-    past.add_argument("--since", default="", metavar="TIME", help="as journalctl takes it")
+    past.add_argument(
+        "--since",
+        default="",
+        metavar="TIME",
+        help="only sessions that ended since TIME, as journalctl takes it",
+    )
     plot = commands.add(
         "plot", plot_command, "draw what happened in a session, as SVG", examples=PLOT_EXAMPLES
     )

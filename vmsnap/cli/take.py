@@ -86,7 +86,9 @@ def register(commands: Commands) -> None:
     )
     thaw.add_argument("session", nargs="?", metavar="SESSION", help="end no other than this one")
     how = thaw.add_mutually_exclusive_group()
-    how.add_argument("--failed", action="store_true", help="the snapshot has not been taken")
+    how.add_argument(
+        "--failed", action="store_true", help="end it as failed: no snapshot has been taken"
+    )
     how.add_argument("--force", action="store_true", help="thaw what a killed session left frozen")
     unit = commands.add(
         "session", session_command, "the main process of vmsnap-session.service", hidden=True
