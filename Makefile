@@ -8,16 +8,16 @@ PYTEST := $(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadsco
 # The Debian packages of each tier of tests. What vmsnap and the tests import is not among them:
 # pip installs what Debian has not installed already.
 UNIT     := python3-venv
-LINT     := $(UNIT) shellcheck
+LINT     := $(UNIT) shellcheck python3-docutils
 FS       := $(UNIT) e2fsprogs xfsprogs btrfs-progs util-linux mount fdisk procps qemu-guest-agent
 RELEASE  := dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools \
-	python3-wheel python3-distro python3-sdnotify python3-jsonschema git make \
+	python3-wheel python3-distro python3-sdnotify python3-jsonschema python3-docutils git make \
 	rpm createrepo-c apt-utils gnupg
 PACKAGES := $(FS) $(RELEASE) lintian rpmlint shellcheck systemd man-db
-SHELLS   := $(FS) zsh fish bash-completion man-db groff-base
+SHELLS   := $(FS) zsh fish bash-completion man-db groff-base python3-docutils
 IMAGES   := $(FS) mmdebstrap debian-archive-keyring
 SYSTEM   := $(IMAGES) $(RELEASE) systemd-container
-VM       := $(IMAGES) qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu \
+VM       := $(IMAGES) python3-docutils qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu \
 	libvirt-clients
 BENCH    := $(FS) dosfstools
 ALL      := $(sort $(LINT) $(PACKAGES) $(SHELLS) $(SYSTEM) $(VM) $(BENCH))
@@ -92,13 +92,14 @@ vm: needs-VM $(VENV)/bin/vmsnap ## whole virtual machines (root); builds their i
 	$(RUN) -m tests.system.image machines
 	$(PYTEST) tests/vm
 
-lint: needs-LINT $(VENV)/.lint ## format, lint, types, Python 3.9 (3.6 for cloud-init), shell scripts
+lint: needs-LINT $(VENV)/.lint ## format, lint, types, Python 3.9 (3.6 for cloud-init), shell scripts, manual
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/vermin -q --no-tips --violations -t=3.9- vmsnap bin/vmsnap quiesce/*
 	$(VENV)/bin/vermin -q --no-tips --violations -t=3.6- cloud-init/cc_vmsnap.py
 	$(RUN) -m vmsnap.cli.completion completions/vmsnap.bash.in | shellcheck -
+	for page in man/*.rst; do $(RUN) -m vmsnap.cli.manual $$page >/dev/null || exit 1; done
 	shellcheck .ci/run debian/vmsnap.p* debian/tests/freeze-loop \
 	    examples/snapshot/* cloud-init/cloud-init-hook cloud-init/50-vmsnap
 
@@ -127,6 +128,7 @@ UNITDIR   ?= /usr/lib/systemd/system
 ZSHDIR    ?= /usr/share/zsh/vendor-completions
 DATA      := $(DESTDIR)/usr/share
 COMPLETION := $(PYTHON) -B -m vmsnap.cli.completion completions/vmsnap
+MANUAL    := $(PYTHON) -B -m vmsnap.cli.manual
 QUIESCERS := $(addprefix quiesce/,mariadb postgresql redis)
 
 install: install-python install-units install-data ## install everything below DESTDIR, without a package
@@ -165,9 +167,9 @@ install-data:
 	install -d $(DESTDIR)/usr/lib/systemd/catalog
 	umask 022 && $(PYTHON) -B -m vmsnap.journal.catalog en > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.catalog
 	umask 022 && $(PYTHON) -B -m vmsnap.journal.catalog es > $(DESTDIR)/usr/lib/systemd/catalog/vmsnap.es.catalog
-	for section in 1 5 8; do \
-	    install -d $(DATA)/man/man$$section && \
-	    install -m 644 man/*.$$section $(DATA)/man/man$$section || exit 1; \
+	umask 022 && for page in $(basename $(notdir $(wildcard man/*.rst))); do \
+	    install -d $(DATA)/man/man$${page##*.} && \
+	    $(MANUAL) man/$$page.rst > $(DATA)/man/man$${page##*.}/$$page || exit 1; \
 	done
 	install -d $(DATA)/bash-completion/completions $(DESTDIR)$(ZSHDIR) $(DATA)/fish/vendor_completions.d
 	umask 022 && $(COMPLETION).bash.in > $(DATA)/bash-completion/completions/vmsnap

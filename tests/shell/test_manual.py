@@ -6,11 +6,33 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-PAGES = sorted((Path(__file__).parents[2] / "man").glob("*.[1-8]"))
+from vmsnap import __version__
+
+ROOT = Path(__file__).parents[2]
+NAMES = sorted(source.stem for source in (ROOT / "man").iterdir())
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page as it is built for a package."""
+    name = str(request.param)
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "vmsnap.cli.manual", f"man/{name}.rst"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.fail(f"is python3-docutils installed? {done.stderr}")
+    built = tmp_path_factory.mktemp("man") / name
+    built.write_text(done.stdout, encoding="utf-8")
+    return built
 
 
 def man(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,8 +50,7 @@ def man(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_there_are_the_pages_that_the_units_and_the_catalogue_name() -> None:
-    names = [page.name for page in PAGES]
-    assert names == [
+    assert NAMES == [
         "vmsnap-app.5",
         "vmsnap-provision.5",
         "vmsnap-session.service.8",
@@ -38,20 +59,19 @@ def test_there_are_the_pages_that_the_units_and_the_catalogue_name() -> None:
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_a_page_is_formatted_without_a_warning(page: Path) -> None:
     done = man("--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(page))
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_no_line_of_a_page_is_wider_than_a_terminal(page: Path) -> None:
+def test_a_page_says_what_it_is_and_no_line_is_wider_than_a_terminal(page: Path) -> None:
     lines = man("-l", str(page)).stdout.splitlines()
     assert len(lines) > 50
+    assert lines[0].split()[0] == f"{page.stem.upper()}({page.suffix[1:]})"
+    assert lines[-1].startswith(f"vmsnap {__version__}  ")
     assert [line for line in lines if len(line) > 80] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_a_page_has_a_name_that_apropos_finds(page: Path) -> None:
     if shutil.which("lexgrog") is None:
         pytest.fail("lexgrog is not installed: apt-get install man-db")

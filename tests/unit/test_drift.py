@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from vmsnap import __version__
+from vmsnap.cli import manual
 from vmsnap.cli.arguments import FAILED, IN_PROGRESS, LEVELS, NOT_ROOT, OK, USAGE
 from vmsnap.cli.completion import completion
 from vmsnap.cli.main import EXAMPLES, parser
@@ -34,7 +35,9 @@ CONFIGURATION = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHIPPED = (ROOT / "etc/vmsnap.conf").read_text(encoding="utf-8")
-PAGES = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "man").iterdir()}
+PAGES = {
+    page.stem: manual.filled(page.read_text(encoding="utf-8")) for page in (ROOT / "man").iterdir()
+}
 MAIN, CONF = PAGES["vmsnap.1"], PAGES["vmsnap.conf.5"]
 APP, UNIT = PAGES["vmsnap-app.5"], PAGES["vmsnap-session.service.8"]
 COMPLETIONS = {  # without comments
@@ -85,55 +88,49 @@ def test_the_rule_knows_every_kind_of_error(kind: Kind) -> None:
 
 # --- pages of the manual as plain text -----------------------------------------------------------
 
-ESCAPES = {r"\-": "-", r"\(aq": "'", r"\(dq": '"', r"\e": "\\", r"\&": "", r"\ ": " "}
-ESCAPE = re.compile(r"\\f[BIRP]|" + "|".join(map(re.escape, ESCAPES)))
-WORD = re.compile(r'"([^"]*)"|((?:\\.|[^\s\\])+)')
-TEXT = {"SH", "SS", "B", "I"}  # macros that put spaces between their arguments
-ALTERNATING = {"BR", "RB", "BI", "IB", "IR", "RI"}  # macros that do not
+HEADINGS = {"section": "=", "subsection": "-"}
+# A tag (of a definition or of an option) and what stands indented below it.
+TAGGED = re.compile(r"^(\S.*)\n((?: {4}.*\n)(?:(?: {4}.*)?\n)*)", re.M)
 
 
-def plain(roff: str) -> str:
+def plain(rst: str) -> str:
     """What a piece of a page says, in one line."""
-    said = " ".join(filter(None, map(line_of, roff.splitlines())))
-    return " ".join(ESCAPE.sub(lambda found: ESCAPES.get(found[0], ""), said).split())
+    text = re.sub(r"^\.\. .*\n(?: {3}.*\n)*", "", rst, flags=re.M)  # comments
+    text = re.sub(r"^\| ", "", text, flags=re.M)
+    return " ".join(re.sub(r"\\(.)|\*", r"\1", text).split())
 
 
-def line_of(line: str) -> str:
-    macro = re.match(r"\.([A-Z]+) ?(.*)", line)
-    if macro is None:
-        return "" if line.startswith((".", "'")) else line
-    words = [quoted or bare for quoted, bare in WORD.findall(macro[2])]
-    return (" " if macro[1] in TEXT else "").join(words if macro[1] in TEXT | ALTERNATING else ())
-
-
-def parts(roff: str, macro: str) -> Iterator[tuple[str, str]]:
-    """(heading, what follows) of each section (SH), subsection (SS) or tagged paragraph (TP)."""
-    for piece in re.split(rf"^\.{macro}\b[ \n]?", roff, flags=re.M)[1:]:
-        heading, _, text = piece.partition("\n")
-        yield plain(f".SH {heading}" if macro != "TP" else heading), text
+def parts(rst: str, level: str) -> Iterator[tuple[str, str]]:
+    """(heading, what follows) of each section or subsection."""
+    _, *pieces = re.split(rf"^(\S.*)\n{HEADINGS[level]}{{4,}}\n", rst, flags=re.M)
+    return zip(pieces[::2], pieces[1::2])
 
 
 def section(page: str, name: str) -> str:
-    return dict(parts(page, "SH"))[name]
+    return dict(parts(page, "section"))[name]
 
 
-def tags(roff: str) -> dict[str, str]:
+def tags(rst: str) -> dict[str, str]:
     """What stands under each tag; two that share a paragraph are two."""
-    return {tag: plain(text) for both, text in parts(roff, "TP") for tag in both.split(", ")}
+    return {
+        plain(tag): plain(text) for both, text in TAGGED.findall(rst) for tag in both.split(", ")
+    }
 
 
 def test_plain_text_is_what_a_reader_sees() -> None:
-    roff = '.TP\n.BR \\-h ", " \\-\\-help\nPrint\n.I a\\ word\n\\fBof\\fR it.\n.br\n'
-    roff += ".B C:\\e \\(aqx\\(aq"
-    assert plain(roff) == "-h, --help Print a word of it. C:\\ 'x'"
+    rst = (
+        ".. A comment.\n   It goes on.\n\n-h, --help\n    Print *a word* **of it**.\n\n| \\*\\\\x\n"
+    )
+    assert plain(rst) == "-h, --help Print a word of it. *\\x"
+    assert tags(rst) == {"-h": "Print a word of it.", "--help": "Print a word of it."}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_of_this_version(page: str) -> None:
     name, _, number = page.rpartition(".")
-    title = name.upper().replace("-", r"\-")
-    heading = rf'\.TH {re.escape(title)} {number} \d{{4}}-\d\d-\d\d "vmsnap {__version__}" "vmsnap"'
-    assert re.search(f"^{heading}$", PAGES[page], re.M)
+    assert re.search(rf"^={{4,}}\n{re.escape(name)}\n={{4,}}$", PAGES[page], re.M)
+    assert f"\n:Manual section: {number}\n" in PAGES[page]
+    assert f"\n:Version: vmsnap {__version__}\n" in PAGES[page]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -148,7 +145,7 @@ def test_the_pages_name_one_another(page: str) -> None:
 
 def synopses() -> dict[str, str]:
     """The first word of each command's heading in COMMANDS, and the whole heading."""
-    headings = [heading for heading, _ in parts(section(MAIN, "COMMANDS"), "SS")]
+    headings = [heading for heading, _ in parts(section(MAIN, "COMMANDS"), "subsection")]
     return {heading.split()[1]: heading for heading in headings}
 
 
@@ -162,13 +159,13 @@ def test_the_manual_has_every_command_and_no_other() -> None:
 def test_the_manual_has_what_a_command_takes(command: str) -> None:
     taken = [str(a.metavar) for a in commands()[command]._actions if not a.option_strings]
     heading = synopses()[command].split("OPTION...]")[1].replace("[-- COMMAND [ARGUMENT...]]", "")
-    assert heading.replace("[", "").replace("]", "").split() == taken
+    assert re.sub(r"[][()]|\| --file FILE", "", heading).split() == taken
 
 
 def option_paragraphs() -> dict[str, dict[str, str]]:
     """By command: the tags of its options, without -h, and what they say."""
     found: dict[str, dict[str, str]] = {name: {} for name in COMMANDS}
-    for heading, text in parts(section(MAIN, "OPTIONS"), "SS"):
+    for heading, text in parts(section(MAIN, "OPTIONS"), "subsection"):
         whose = re.split(", | and ", heading[len("Of ") :])
         for name in COMMANDS if whose == ["every command"] else whose:
             found[name].update(tags(text))
@@ -179,11 +176,11 @@ def option_paragraphs() -> dict[str, dict[str, str]]:
 def test_the_manual_has_every_option_of_a_command_and_no_other(command: str) -> None:
     actions = [a for a in commands()[command]._actions if a.option_strings]
     known = {f"{a.option_strings[-1]} {a.metavar or ''}".strip() for a in actions}
-    assert set(option_paragraphs()[command]) == known - {"--help"}
+    assert set(option_paragraphs()[command]) == known - options(parser())
 
 
 def test_the_manual_has_the_options_before_any_command() -> None:
-    top = section(MAIN, "OPTIONS").split(".SS")[0]
+    top = section(MAIN, "OPTIONS").split("\nOf ")[0]
     assert set(tags(top)) == options(parser()) | {"-h"}
 
 
@@ -245,7 +242,7 @@ def default_of(section_name: str, key: str) -> str:
 
 @pytest.mark.parametrize(("section_name", "key"), sorted(SETTINGS))
 def test_the_manual_has_every_setting_with_its_default(section_name: str, key: str) -> None:
-    subsections = dict(parts(section(CONF, "OPTIONS"), "SS"))
+    subsections = dict(parts(section(CONF, "OPTIONS"), "subsection"))
     text = tags(subsections[f"[{section_name}]"])[f"{key}="]
     assert re.search(rf"Default: {re.escape(default_of(section_name, key) or 'empty')}[.,]", text)
 
@@ -253,7 +250,7 @@ def test_the_manual_has_every_setting_with_its_default(section_name: str, key: s
 def test_the_manual_has_no_setting_that_there_is_not() -> None:
     found = {
         (heading[1:-1], tag[:-1])
-        for heading, text in parts(section(CONF, "OPTIONS"), "SS")
+        for heading, text in parts(section(CONF, "OPTIONS"), "subsection")
         for tag in tags(text)
     }
     assert found == set(SETTINGS)
@@ -282,7 +279,7 @@ def test_the_file_of_settings_that_is_shipped_changes_nothing() -> None:
 def app_keys() -> dict[str, str]:
     """The keys of an app and what the manual says of each, with its type."""
     found = {}
-    for tag, text in parts(section(APP, "KEYS"), "TP"):
+    for tag, text in TAGGED.findall(section(APP, "KEYS")):
         names, _, kind = tag.partition(" (")
         found.update({name: f"({kind} {plain(text)}" for name in names.split(", ")})
     return found
@@ -372,8 +369,8 @@ def test_the_manual_has_the_files_in_the_directories_of_a_session() -> None:
 
 def test_the_manual_has_every_unit_and_no_other() -> None:
     units = {path.name for path in (ROOT / "systemd").iterdir()}
-    names = plain(section(UNIT, "NAME")).partition(" - ")[0]
-    assert set(names.split(", ")) == units
+    names = re.findall(r"^:Title: (.*\n(?: +.*\n)*)", UNIT, re.M)
+    assert set(plain(names[0]).split(", ")) == units
     assert set(plain(section(UNIT, "SYNOPSIS")).split()) == units
     described = plain(section(UNIT, "DESCRIPTION"))
     assert units <= set(re.findall(r"vmsnap-[a-z@]+\.[a-z]+", described))
