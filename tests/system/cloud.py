@@ -15,8 +15,9 @@ from typing import Any
 from release import repository
 from tests.packages import made
 
-from . import debian, distribution
 from .container import Container
+from .debian import APT
+from .distribution import DNF
 from .image import CLOUD_DNF, Recipe
 
 SEED = "var/lib/cloud/seed/nocloud"
@@ -131,18 +132,15 @@ def first_boot(recipe: Recipe, user_data: str, preinstalled: bool = False) -> It
         base = BASE
         if recipe is CLOUD_DNF:
             base += RPM_BASE
-            distribution.prepare(root)
-            # User-data is to bring these.
-            distribution.inside(root, "rpm", "--erase", "gpg-pubkey")
-            (root / "etc/yum.repos.d/vmsnap.repo").unlink()
+            DNF.prepare(root)  # user-data is to bring our repository and its key
             # Where Debian's rpm has its database; services have no home.
             manager = root / "etc/systemd/system.conf.d/rpm.conf"
             manager.parent.mkdir()
             manager.write_text("[Manager]\nDefaultEnvironment=HOME=/root\n", encoding="utf-8")
         elif preinstalled:
-            debian.prepare_with(made.NEW, root)
+            APT.prepare_with(root, ("install", made.NEW))
         else:
-            debian.prepare(root)
+            APT.prepare(root)
         (root / "etc/cloud/cloud.cfg.d/99-test.cfg").write_text(base, encoding="utf-8")
         seed(root, user_data)
 

@@ -29,6 +29,7 @@ DATA, LOG = "/srv/data", "/srv/log"  # a disk each
 POSITION = f"{DATA}/vmsnap"
 SERVICE = "database.service"
 WORKERS = 4
+PRE, POST = "Pre-ScriptExecutionFailed", "Post-ScriptExecutionFailed"
 OURS = (
     f"{QUIESCE}/",
     "--no-psqlrc",
@@ -169,6 +170,11 @@ class Site:
         """A session around a command that does nothing, without a freeze."""
         return self.scene.vmsnap("run", "--json", "--no-fsfreeze", "--", "true")
 
+    def assert_refused(self, words: str) -> None:
+        """The pre-script fails, and that is all that goes wrong; it says these words."""
+        said = explained(self.run(), PRE)
+        assert words in said, said
+
     def snapshot(self) -> dict[str, Path]:
         """Copy both disks; they are frozen, and stay so."""
         assert self.machine.frozen(DATA)
@@ -252,15 +258,3 @@ def explained(outcome: Outcome, name: str) -> str:
     (error,) = outcome.result["errors"]
     assert error["name"] == name, error
     return str(error["message"])
-
-
-def assert_init_is_enough(site: Site, server: str) -> None:
-    """The server runs as Debian sets it up: a session is application-consistent."""
-    installed = site.machine.path(QUIESCE)
-    before = sorted(installed.rglob("*"))
-    site.init(server)
-    held = site.freeze()
-    assert site.scene.thaw().verdict == ("success", "application", 0), site.said
-    position = site.machine.read(f"/var/lib/vmsnap/quiesce/{server}/position.json")
-    assert json.loads(position)["session"] == held["session"]
-    assert sorted(installed.rglob("*")) == before, "something was compiled"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian as a distribution of RPMs: its RPM database names what Debian's packages have brought, and
-it has a repository with the rest, under the names that such distributions use.
+"""dnf, on Debian as a distribution of RPMs: its RPM database names what Debian's packages have
+brought, and it has a repository with the rest, under the names that such distributions use.
 
 These packages are empty. There is no python3-sdnotify among them: that one is ours.
 """
@@ -15,7 +15,9 @@ from pathlib import Path
 from release.command import call
 from tests.packages import made
 
+from . import image
 from .container import Container
+from .package_manager import CONFIGURATION, PATIENCE, SERVED, PackageManager, inside
 
 INSTALLED = {
     "bash": ("/bin/sh",),
@@ -53,30 +55,82 @@ baseurl=file:///srv/distribution/
 gpgcheck=0
 """
 PRESET = "99-default-disable.preset"  # as distributions have it: what no preset enables is off
-KEPT = "/srv/vmsnap"  # the repository, where its own vmsnap.repo says
+KEPT = f"/{SERVED}"  # the repository, where its own vmsnap.repo says
+BROUGHT = ("python3-sdnotify", *AVAILABLE)  # by dnf, with vmsnap
 
 
-def prepare(root: Path) -> None:
-    """All that docs/install.md says, up to `dnf install vmsnap`."""
-    for names, where in ((INSTALLED, "installed"), (AVAILABLE, "distribution")):
-        build(names, root / "srv" / where)
-    inside(root, "sh", "-c", "rpm --install /srv/installed/*.rpm")
-    call("createrepo_c", "--quiet", "--no-database", root / "srv/distribution")
-    shutil.copytree(made.repositories(), root / KEPT[1:])
-    lists = root / "etc/yum.repos.d"
-    lists.mkdir()
-    (lists / "distribution.repo").write_text(REPO, encoding="utf-8")
-    (root / "usr/lib/systemd/system-preset" / PRESET).write_text("disable *\n", encoding="utf-8")
-    for name in DIRECTORIES:
-        (root / "usr/share" / name).mkdir(parents=True, exist_ok=True)
-    inside(root, "rpm", "--import", f"{KEPT}/vmsnap.asc")
-    shutil.copy(root / KEPT[1:] / "rpm/debian/vmsnap.repo", lists)
+class Dnf(PackageManager):
+    name = "dnf"
+    systems = (image.DNF,)
+    system = image.DNF
+    program = ("dnf", "--assumeyes")
+    repository = (
+        f"rpm --import {KEPT}/vmsnap.asc",
+        f"cp {KEPT}/rpm/debian/vmsnap.repo /etc/yum.repos.d/",
+    )
+    from_ours = frozenset({"python3-sdnotify"})
+    completions = "/usr/share/zsh/site-functions"
+    beside = f"{CONFIGURATION}.rpmnew"
+    kept_told = f"{CONFIGURATION} created as {CONFIGURATION}.rpmnew\n"
+    saved = f"{CONFIGURATION}.rpmsave"
+    removal_purges = True
+    traces = ("/root/.rpmdb", "/var/lib/dnf", "/var/cache/dnf", "/var/log")
 
+    def prepare(self, root: Path) -> None:
+        for names, where in ((INSTALLED, "installed"), (AVAILABLE, "distribution")):
+            build(names, root / "srv" / where)
+        inside(root, "sh", "-c", "rpm --install /srv/installed/*.rpm")
+        call("createrepo_c", "--quiet", "--no-database", root / "srv/distribution")
+        shutil.copytree(made.repositories(), root / SERVED)
+        lists = root / "etc/yum.repos.d"
+        lists.mkdir()
+        (lists / "distribution.repo").write_text(REPO, encoding="utf-8")
+        (root / "usr/lib/systemd/system-preset" / PRESET).write_text(
+            "disable *\n", encoding="utf-8"
+        )
+        for name in DIRECTORIES:
+            (root / "usr/share" / name).mkdir(parents=True, exist_ok=True)
 
-def inside(root: Path, *argv: str) -> str:
-    """Run a command below a root where nothing is booted."""
-    # Debian's rpm has its database in the home directory.
-    return call("chroot", root, *argv, env={"HOME": "/root"}).decode()
+    def prepare_needed(self, root: Path) -> None:
+        """dnf removes all that it has brought with vmsnap."""
+        self.prepare_with(root)
+
+    def words(self, step: str, version: str = "") -> tuple[str, ...]:
+        if step == "autoremove":
+            return (step,)
+        package = f"vmsnap-{version}" if version else "vmsnap"
+        return ("remove" if step == "purge" else step, package)
+
+    def put_back(self, container: Container, wanted: str) -> None:
+        if self.version(container):
+            package = f"{KEPT}/rpm/debian/vmsnap-{wanted}-*.rpm"
+            again = f"rpm --upgrade --oldpackage {package}"
+            container.run("sh", "-c", again, check=True, timeout=PATIENCE)
+        else:  # dnf is to know what came with it
+            self.run(container, "install", wanted)
+
+    def erase(self, container: Container) -> None:
+        container.run("rpm", "--erase", "vmsnap", *BROUGHT, timeout=PATIENCE)
+
+    def version(self, container: Container) -> str:
+        form = "%{VERSION} "
+        found = container.run("rpm", "-qa", "--queryformat", form, "vmsnap").stdout
+        return found.strip()  # one, or none: two would be no version
+
+    def verify(self, container: Container) -> subprocess.CompletedProcess[str]:
+        return container.run("rpm", "--verify", "vmsnap", *self.from_ours)
+
+    def documents(self, container: Container) -> list[str]:
+        return container.run("rpm", "--query", "--docfiles", "vmsnap", check=True).stdout.split()
+
+    def origins(self, container: Container) -> dict[str, set[str]]:
+        form = "%{name} %{from_repo}"
+        argv = ("dnf", "--quiet", "repoquery", "--installed", f"--queryformat={form}", "python3-*")
+        shown = container.run(*argv, check=True).stdout.splitlines()
+        return {name: {repository} for name, repository in map(str.split, shown)}
+
+    def check(self, container: Container) -> None:
+        container.run("dnf", "check", check=True, timeout=PATIENCE)
 
 
 def build(packages: dict[str, tuple[str, ...]], directory: Path) -> None:
@@ -94,65 +148,4 @@ def build(packages: dict[str, tuple[str, ...]], directory: Path) -> None:
             shutil.copy(path, directory)
 
 
-def dnf(container: Container, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run dnf, whatever comes of it."""
-    return container.run("dnf", "--assumeyes", *words, timeout=60.0)
-
-
-def done(container: Container, *words: str) -> str:
-    """Run dnf; return what it said. Raises AssertionError if it fails, or anything complains."""
-    ended = dnf(container, *words)
-    said = ended.stdout + ended.stderr
-    assert ended.returncode == 0, said
-    assert_no_complaint(said)
-    return said
-
-
-def assert_no_complaint(said: str) -> None:
-    for word in (
-        "scriptlet",
-        "failed",
-        "error",
-        "cannot",
-        "traceback",
-        "ignoring",
-        "not been booted",
-    ):
-        found = [line for line in said.lower().splitlines() if word in line]
-        assert not [line for line in found if "running scriptlet:" not in line], said
-
-
-def versions(container: Container) -> list[str]:
-    """Of vmsnap, as the RPM database has them: one, or none."""
-    form = "%{VERSION}\\n"
-    return container.run("rpm", "-qa", "--queryformat", form, "vmsnap").stdout.split()
-
-
-def state(container: Container, unit: str) -> tuple[str, str]:
-    """Whether a unit is enabled, and whether it is active."""
-    shown = container.show(unit, "UnitFileState", "ActiveState")
-    return shown["UnitFileState"], shown["ActiveState"]
-
-
-def stale_bytecode(container: Container) -> list[str]:
-    """The modules of vmsnap that this Python would compile again, and bytecode without a module."""
-    return container.run("python3", "-IBc", STALE, check=True).stdout.split()
-
-
-# What importlib compares: the magic number, no flags, and the date and size of the source.
-STALE = """
-import importlib.util, pathlib, struct, vmsnap
-directory = pathlib.Path(vmsnap.__file__).parent
-wanted = {importlib.util.cache_from_source(str(path)): path for path in directory.rglob("*.py")}
-for cached, path in wanted.items():
-    if not pathlib.Path(cached).exists():
-        print(path)
-        continue
-    seen = path.stat()
-    header = importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, int(seen.st_mtime), seen.st_size)
-    if pathlib.Path(cached).read_bytes()[:16] != header:
-        print(path)
-for path in directory.rglob("__pycache__/*"):
-    if str(path) not in wanted:
-        print(path)
-"""
+DNF = Dnf()

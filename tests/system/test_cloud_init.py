@@ -13,12 +13,12 @@ import yaml
 
 from tests.packages import made
 
-from . import cloud, debian
+from . import cloud
 from .apps import until
 from .cloud import GOOD, YAML
 from .container import Container
-from .debian import CHECK, CONFIGURATION, PATH, TIMER
 from .image import CLOUD12, CLOUD13, CLOUD_DNF, Recipe
+from .package_manager import CHECK, CONFIGURATION, PATH, TIMER, state
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def test_settings_are_in_a_file_of_their_own(story: Story, machine: Container) -
 
 def test_the_configuration_is_checked_and_in_order(machine: Container) -> None:
     assert machine.run("vmsnap", "check", check=True)
-    until(lambda: debian.state(machine, CHECK) == ("enabled", "active"))
-    assert debian.state(machine, PATH) == ("enabled", "active")
+    until(lambda: state(machine, CHECK) == ("enabled", "active"))
+    assert state(machine, PATH) == ("enabled", "active")
     assert machine.systemctl("is-system-running").stdout == "running\n"
 
 
@@ -175,9 +175,9 @@ def test_it_was_installed_from_the_repository_that_is_signed(
 
 def test_the_timer_is_as_the_document_says(story: Story, machine: Container) -> None:
     if "timer" not in story.document:
-        assert debian.state(machine, TIMER) == ("disabled", "inactive")
+        assert state(machine, TIMER) == ("disabled", "inactive")
         return
-    assert debian.state(machine, TIMER) == ("enabled", "active")
+    assert state(machine, TIMER) == ("enabled", "active")
     drop_in = f"/etc/systemd/system/{TIMER}.d/50-provision.conf"
     assert cloud.mode_and_owner(machine, drop_in) == (0o644, 0, 0)
     assert "*-*-* 00:00:00" in machine.show(TIMER, "TimersCalendar")["TimersCalendar"]

@@ -12,12 +12,12 @@ import pytest
 
 from vmsnap.errors import Kind
 
-from . import cloud, debian
+from . import cloud
 from .apps import until
 from .cloud import BAD_KEY, BAD_SCRIPT, GOOD
 from .container import Container
-from .debian import CHECK, TIMER
 from .image import CLOUD12, CLOUD13, Recipe
+from .package_manager import CHECK, TIMER, state
 
 KIND = Kind.PROVISIONING_FAILED
 
@@ -93,7 +93,7 @@ def test_the_result_has_one_error_and_nothing_tells_a_secret(machine: Container)
 
 def test_nothing_is_written(machine: Container) -> None:
     cloud.assert_nothing_written(machine)
-    assert debian.state(machine, TIMER) == ("disabled", "inactive")
+    assert state(machine, TIMER) == ("disabled", "inactive")
 
 
 def test_the_logs_of_cloud_init_and_the_journal_name_the_key(
@@ -111,7 +111,7 @@ def test_the_check_fails_of_it(story: Story, machine: Container) -> None:
 
 
 def assert_failed(story: Story, machine: Container) -> None:
-    until(lambda: debian.state(machine, CHECK) == ("enabled", "failed"))
+    until(lambda: state(machine, CHECK) == ("enabled", "failed"))
     checked = machine.run("vmsnap", "check", "--json")
     assert checked.returncode == 1
     (problem,) = json.loads(checked.stdout)["problems"]
@@ -141,9 +141,9 @@ def test_it_is_mended_by_a_document_without_the_mistake(rebooted: Container) -> 
     rebooted.write("/root/mended.yaml", json.dumps(GOOD))
     told = rebooted.run("vmsnap", "provision", "--file", "/root/mended.yaml", check=True)
     assert cloud.SECRET not in told.stdout + told.stderr
-    until(lambda: debian.state(rebooted, CHECK)[1] == "active")
+    until(lambda: state(rebooted, CHECK)[1] == "active")
     assert rebooted.run("vmsnap", "status").returncode == 0
     assert rebooted.run("vmsnap", "check").returncode == 0
-    assert debian.state(rebooted, TIMER) == ("enabled", "active")
+    assert state(rebooted, TIMER) == ("enabled", "active")
     assert rebooted.systemctl("is-system-running").stdout == "running\n"
     cloud.assert_secret(rebooted)

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from . import cloud, debian
+from . import cloud
 from .apps import scene_of, until
 from .cloud import APP, GOOD, LINK, PROVISION
 from .container import Container
-from .debian import CHECK
+from .debian import APT
 from .image import CLOUD12, CLOUD13, Recipe
+from .package_manager import CHECK, state
 
 TOLD = cloud.file(GOOD)
 OTHER = cloud.file({"apps": {"other": APP}})
@@ -36,7 +37,7 @@ def assert_provisioned(container: Container, instance: str) -> None:
 
 def assert_in_order(container: Container) -> None:
     assert container.run("vmsnap", "status").returncode == 0
-    until(lambda: debian.state(container, CHECK) == ("enabled", "active"))
+    until(lambda: state(container, CHECK) == ("enabled", "active"))
     assert container.systemctl("is-system-running").stdout == "running\n"
 
 
@@ -134,14 +135,14 @@ def test_after_the_state_of_cloud_init_was_removed_the_machine_is_provisioned_ag
 @pytest.fixture(scope="module")
 def removed(machine: Container) -> Container:
     """After the package is gone, as a copy, so that cloud-init does all that it would do."""
-    debian.apt(machine, "remove", "vmsnap")
+    APT.run(machine, "remove")
     cloud.reboot_as(machine, "without", {})
     return machine
 
 
 @pytest.fixture(scope="module")
 def purged(removed: Container) -> Container:
-    debian.apt(removed, "purge", "vmsnap")
+    APT.run(removed, "purge")
     cloud.reboot_as(removed, "without-any", {})
     return removed
 
@@ -150,11 +151,11 @@ def assert_gone(container: Container) -> None:
     found = cloud.status(container)
     assert (found.document["status"], found.document["errors"], found.code) == ("done", [], 0)
     assert not container.path(LINK).is_symlink()
-    debian.assert_no_unit(container)
+    APT.assert_no_unit(container)
 
 
 def test_without_the_package_the_machine_boots_as_if_it_had_never_been(removed: Container) -> None:
-    assert debian.version(removed) == ""
+    assert APT.version(removed) == ""
     assert_gone(removed)
 
 

@@ -11,11 +11,12 @@ import pytest
 
 from vmsnap.errors import Kind
 
-from . import cloud, debian
+from . import cloud
 from .cloud import BAD_KEY, GOOD, PROVISION
 from .container import Container
-from .debian import CHECK, TIMER
+from .debian import APT
 from .image import CLOUD12, CLOUD13, Recipe
+from .package_manager import CHECK, TIMER, state
 
 # --- no document ---------------------------------------------------------------------------------
 
@@ -36,8 +37,8 @@ def test_who_says_nothing_to_vmsnap_gets_what_the_package_brings(untold: Contain
     found = cloud.status(untold)
     assert (found.document["status"], found.document["errors"], found.code) == ("done", [], 0)
     cloud.assert_nothing_written(untold)
-    assert debian.state(untold, TIMER) == ("disabled", "inactive")
-    debian.assert_well(untold, debian.version(untold))
+    assert state(untold, TIMER) == ("disabled", "inactive")
+    APT.assert_well(untold, APT.version(untold))
 
 
 def test_where_nothing_was_said_nothing_is_recorded(untold: Container) -> None:
@@ -80,8 +81,8 @@ def test_installed_by_runcmd_it_is_provisioned_when_cloud_init_is_done(late: Con
         "ExecMainStatus": "0",
     }
     assert late.path("/etc/vmsnap/apps.d/web.json").exists()
-    assert debian.state(late, TIMER) == ("enabled", "active")
-    debian.assert_well(late, debian.version(late))
+    assert state(late, TIMER) == ("enabled", "active")
+    APT.assert_well(late, APT.version(late))
     cloud.assert_secret(late)
 
 
@@ -90,7 +91,7 @@ def test_a_reboot_does_not_do_it_again(late: Container) -> None:
     late.reboot()
     assert cloud.record(late) == before
     assert late.show(PROVISION, "ConditionResult") == {"ConditionResult": "no"}
-    debian.assert_well(late, debian.version(late))
+    APT.assert_well(late, APT.version(late))
 
 
 def test_where_cloud_init_cannot_say_that_it_failed_units_do(late_and_wrong: Container) -> None:

@@ -1,182 +1,171 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dnf install vmsnap` from a signed repository, and that what it installs does its work."""
+"""What only dnf has: presets, and keys that are trusted for all repositories. What it does not
+install: packages and indexes that nobody signed, or somebody else, or that were changed
+afterwards."""
 
 from __future__ import annotations
 
-import json
-import stat
-from collections.abc import Iterator
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from release import signing
+from release.command import call
 from tests.packages import made
-from vmsnap.errors import Kind
 
-from . import distribution
-from .apps import UNIT, Scene, scene_of, until
 from .container import Container
-from .image import DNF
+from .distribution import DNF, KEPT
+from .package_manager import CHECK, PATH, PATIENCE, TIMER, booted, state
 
-CHECK, PATH, TIMER = "vmsnap-check.service", "vmsnap-check.path", "vmsnap-backup.timer"
-CONFIGURATION = "/etc/vmsnap/vmsnap.conf"
-PAGES = (
-    ("1", "vmsnap"),
-    ("5", "vmsnap.conf"),
-    ("5", "vmsnap-app"),
-    ("8", "vmsnap-session.service"),
-)
+INDEX = "repodata/repomd.xml"
+PRESETS = "/etc/systemd/system-preset/10-local.preset"
 
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Container]:
-    """Where it has just been installed, as an administrator does it."""
-    container = Container(DNF, distribution.prepare)
-    try:
-        distribution.done(container, "install", "vmsnap")
+    with booted(DNF.system, DNF.prepare) as container:
+        DNF.add_repository(container)
         yield container
-    finally:
-        container.close()
 
 
 @pytest.fixture
-def installed(machine: Container) -> Iterator[Container]:
-    with machine.guarded():
-        yield machine
+def repository(machine: Container) -> Iterator[Path]:
+    """What a web server of ours would hand out, for a test to change."""
+    whole = machine.path(KEPT)
+    yield whole / "rpm/debian"
+    shutil.rmtree(whole)
+    shutil.copytree(made.repositories(), whole)
 
 
-@pytest.fixture
-def scene(installed: Container) -> Iterator[Scene]:
-    with scene_of(installed) as found:
-        yield found
-    for path in installed.path("/etc/vmsnap").glob("*/*"):
-        path.unlink()
+@functools.cache
+def another_key() -> str:
+    """Of somebody else, whom no administrator has been told to trust."""
+    ours = made.key()
+    wanted = ("--quick-generate-key", "somebody else", "rsa3072", "sign", "never")
+    call("gpg", "--batch", "--quiet", "--passphrase", "", *wanted)
+    listed = call("gpg", "--batch", "--with-colons", "--list-secret-keys").decode()
+    fingerprints = [line.split(":")[9] for line in listed.splitlines() if line.startswith("fpr:")]
+    return next(found for found in fingerprints if found != ours)
 
 
-# --- what is there after the installation --------------------------------------------------------
+def newest(repository: Path) -> Path:
+    (package,) = repository.glob(f"vmsnap-{made.NEW}-*.rpm")
+    return package
 
 
-def test_the_installed_program_runs(installed: Container) -> None:
-    assert installed.run("vmsnap", "--version", check=True).stdout == f"vmsnap {made.NEW}\n"
-    assert distribution.versions(installed) == [made.NEW]
+def change(path: Path) -> None:
+    """One bit in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
-def test_sdnotify_comes_from_our_repository_and_the_rest_from_the_distribution(
-    installed: Container,
+def sign(repository: Path, key: str) -> None:
+    index = repository / INDEX
+    index.with_name("repomd.xml.asc").write_bytes(signing.detached(index, key))
+
+
+def make_index(repository: Path) -> None:
+    """Anew, and with our signature: as if all that is there were ours."""
+    call("createrepo_c", "--quiet", "--no-database", repository)
+    sign(repository, made.key())
+
+
+# --- what somebody can do to it ------------------------------------------------------------------
+
+
+def change_the_index(repository: Path) -> None:
+    change(repository / INDEX)
+
+
+def remove_the_signature_of_the_index(repository: Path) -> None:
+    (repository / f"{INDEX}.asc").unlink()
+
+
+def sign_the_index_with_another_key(repository: Path) -> None:
+    sign(repository, another_key())
+
+
+def replace_all_the_keys_but_the_administrators(repository: Path) -> None:
+    """Somebody who has the server: everything is signed by one key, only not by ours."""
+    signing.sign_rpms(list(repository.glob("*.rpm")), another_key())
+    make_index(repository)
+    sign(repository, another_key())
+
+
+def change_the_package(repository: Path) -> None:
+    change(newest(repository))
+
+
+def change_the_package_and_its_entry_in_the_index(repository: Path) -> None:
+    change(newest(repository))
+    make_index(repository)
+
+
+def remove_the_signature_of_the_package(repository: Path) -> None:
+    call("rpmsign", "--delsign", newest(repository))
+    make_index(repository)
+
+
+def sign_the_package_with_another_key(repository: Path) -> None:
+    signing.sign_rpms([newest(repository)], another_key())
+    make_index(repository)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "word"),
+    [
+        (change_the_index, "signature"),
+        (remove_the_signature_of_the_index, "repomd.xml.asc"),
+        (sign_the_index_with_another_key, "signature"),
+        (replace_all_the_keys_but_the_administrators, "signature"),
+        (change_the_package, "checksum"),
+        (change_the_package_and_its_entry_in_the_index, "gpg check failed"),
+        (remove_the_signature_of_the_package, "not signed"),
+        (sign_the_package_with_another_key, "gpg check failed"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_nothing_is_installed(
+    machine: Container,
+    repository: Path,
+    tamper: Callable[[Path], None],
+    word: str,
 ) -> None:
-    form = "%{name} %{from_repo}"
-    argv = ("dnf", "--quiet", "repoquery", "--installed", f"--queryformat={form}", "python3-*")
-    sources = dict(line.split() for line in installed.run(*argv, check=True).stdout.splitlines())
-    assert sources == {
-        "python3-distro": "distribution",
-        "python3-jsonschema": "distribution",
-        "python3-sdnotify": "vmsnap",
-    }
-    installed.run("python3", "-IBc", "import distro, jsonschema, sdnotify", check=True)
+    tamper(repository)
+    before = machine.run("rpm", "-qa", check=True).stdout
+    machine.run("dnf", "clean", "all", check=True)
+    refused = machine.run(*DNF.argv("install"), timeout=PATIENCE)
+    said = refused.stdout + refused.stderr
+    assert refused.returncode != 0, said
+    assert word in said.lower(), said
+    after = machine.run("rpm", "-qa", check=True).stdout
+    assert after == before
+    assert not machine.path("/usr/bin/vmsnap").exists()
 
 
-def test_no_key_but_ours_is_trusted(installed: Container) -> None:
+def test_what_nobody_touched_is_installed(machine: Container) -> None:
+    machine.run("dnf", "clean", "all", check=True)
+    DNF.run(machine, "install")
+    assert DNF.version(machine) == made.NEW
+
+
+# --- keys and presets ----------------------------------------------------------------------------
+
+
+def test_no_key_but_ours_is_trusted(machine: Container) -> None:
+    DNF.run(machine, "install")
     argv = ("rpm", "--query", "--queryformat", "%{VERSION}\n", "gpg-pubkey")
-    assert installed.run(*argv, check=True).stdout.split() == [made.key()[-8:].lower()]
+    assert machine.run(*argv, check=True).stdout.split() == [made.key()[-8:].lower()]
 
 
-def test_the_configuration_is_watched_at_once_and_nothing_else_is_on(installed: Container) -> None:
-    assert distribution.state(installed, CHECK) == ("enabled", "active")
-    assert distribution.state(installed, PATH) == ("enabled", "active")
-    assert distribution.state(installed, TIMER) == ("disabled", "inactive")
-    assert distribution.state(installed, "vmsnap-backup.service")[1] == "inactive"
-    assert distribution.state(installed, UNIT)[1] == "inactive"
-
-
-def test_nothing_failed_and_nothing_is_frozen(installed: Container) -> None:
-    assert installed.systemctl("is-system-running").stdout == "running\n"
-    assert not installed.frozen("/")
-    assert not installed.path("/run/vmsnap").exists()
-
-
-def test_only_root_reads_the_configuration_and_the_state(installed: Container) -> None:
-    directories = ("apps.d", "scripts", "vmsnap.conf.d")
-    for directory in ("/var/lib/vmsnap", "/etc/vmsnap", *(f"/etc/vmsnap/{d}" for d in directories)):
-        assert mode_and_owner(installed, directory) == (0o700, 0, 0), directory
-    assert mode_and_owner(installed, CONFIGURATION) == (0o600, 0, 0)
-    assert installed.read(CONFIGURATION) == (made.ROOT / "etc/vmsnap.conf").read_text()
-
-
-def mode_and_owner(container: Container, inside: str) -> tuple[int, int, int]:
-    found = container.path(inside).stat()
-    return stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid
-
-
-def test_the_manual_can_be_read(installed: Container) -> None:
-    for section, page in PAGES:
-        text = installed.run("man", section, page, check=True).stdout
-        assert text.splitlines()[0].startswith(f"{page.upper()}({section})"), text[:200]
-
-
-def test_the_documents_and_the_schema_can_be_read(installed: Container) -> None:
-    listed = installed.run("rpm", "--query", "--docfiles", "vmsnap", check=True).stdout.split()
-    for path in listed:
-        assert installed.path(path).exists(), path
-    for name in ("/README.md", "/units.md", "/session.svg", "/examples/README.md"):
-        assert [path for path in listed if path.endswith(name)], name
-    schema = json.loads(installed.read("/usr/share/vmsnap/app.schema.json"))
-    assert "preScriptLocation" in schema["properties"]
-
-
-# --- and what is done with it --------------------------------------------------------------------
-
-
-def test_the_modules_are_compiled_and_nothing_is_compiled_later(scene: Scene) -> None:
-    container = scene.container
-    argv = ("find", "/usr/lib/python3/dist-packages", "-name", "*.pyc", "-printf", "%p %T@\\n")
-    before = container.run(*argv, check=True).stdout
-    assert distribution.stale_bytecode(container) == []
-    scene.database()
-    scene.freeze()
-    for command in (("thaw",), ("status",), ("history",), ("plan",), ("check",), ("--version",)):
-        assert scene.vmsnap(*command).code == 0
-    assert container.run(*argv, check=True).stdout == before
-
-
-def test_a_session_with_the_root_filesystem_frozen_is_application_consistent(scene: Scene) -> None:
-    scene.database()
-    held = scene.freeze("--hold=20")
-    assert held["filesystems"] == ["/"]
-    assert scene.container.frozen("/")
-    outcome = scene.thaw()
-    assert not scene.container.frozen("/")
-    assert outcome.verdict == ("success", "application", 0)
-    assert outcome.errors == []
-    assert scene.events.heard == ["quiesced", "resumed success application"]
-
-
-def test_rpm_finds_nothing_changed_after_a_session(scene: Scene) -> None:
-    scene.freeze()
-    assert scene.thaw().code == 0
-    packages = ("vmsnap", "python3-sdnotify")
-    verified = scene.container.run("rpm", "--verify", *packages)
-    assert (verified.returncode, verified.stdout) == (0, "")
-
-
-def test_the_journal_explains_what_went_wrong(scene: Scene) -> None:
-    scene.database(pre="exit 1")
-    session = scene.vmsnap("run", "--json", "--no-fsfreeze", "--", "true").result["session"]
-    match = f"VMSNAP_SESSION={session}"
-    scene.container.run("journalctl", "--sync", check=True)
-    told = scene.container.run("journalctl", "-x", "-p", "err", match, check=True).stdout
-    text = " ".join(told.replace("\u2591\u2591", "").split())
-    kind = Kind.PRE_SCRIPT_EXECUTION_FAILED
-    assert f"Subject: {kind.summary}" in text
-    assert f"What to do: {kind.action}." in text
-
-
-def test_a_broken_app_file_is_a_failed_unit_by_itself_until_it_is_mended(scene: Scene) -> None:
-    container = scene.container
-    scene.app(pre="exit 0")
-    app = container.path("/etc/vmsnap/apps.d/db.json")
-    good = app.read_text()
-    app.write_text(good.replace("ScriptRunner", "scriptrunner"))
-    until(lambda: distribution.state(container, CHECK)[1] == "failed")
-    assert "scriptrunner" in container.status(CHECK)
-    app.write_text(good)
-    until(lambda: distribution.state(container, CHECK)[1] == "active")
-    assert container.systemctl("is-system-running").stdout == "running\n"
+def test_what_a_preset_of_the_administrator_disables_is_not_started(machine: Container) -> None:
+    DNF.erase(machine)
+    machine.write(PRESETS, "disable vmsnap-*\n", 0o644)
+    DNF.run(machine, "install")
+    for unit in (CHECK, PATH, TIMER):
+        assert state(machine, unit) == ("disabled", "inactive"), unit
+    assert machine.run("vmsnap", "check").returncode == 0

@@ -10,25 +10,22 @@ import pytest
 
 from tests.packages import made
 
-from . import debian
-from .apps import DIRECTORY, UNIT, Scene, scene_of
+from .apps import UNIT, Scene, scene_of
 from .container import Container
-from .debian import CONFIGURATION
-from .image import DEBIAN12
+from .debian import APT
+from .package_manager import BACKUP, DATA, PATIENCE, begin_scheduled, booted
 
-BACKUP = "vmsnap-backup.service"
-DATA = "/srv/data"
 REPLACE = 'file=$(readlink -f /usr/bin/python3); cp -p "$file" "$file.new"; mv "$file.new" "$file"'
 
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Container]:
-    container = Container(DEBIAN12, lambda root: debian.prepare_with(made.NEW, root))
-    try:
-        debian.apt(container, "install", "needrestart")
+    with booted(
+        APT.system, lambda root: APT.prepare_with(root, ("install", made.NEW))
+    ) as container:
+        argv = (*APT.program, "install", "needrestart")
+        container.run(*argv, check=True, timeout=PATIENCE, env=APT.env)
         yield container
-    finally:
-        container.close()
 
 
 @pytest.fixture
@@ -40,7 +37,7 @@ def scene(machine: Container) -> Iterator[Scene]:
 
 
 def needrestart(container: Container, *options: str) -> str:
-    done = container.run("needrestart", *options, check=True, timeout=60.0, env=debian.QUIET)
+    done = container.run("needrestart", *options, check=True, timeout=60.0, env=APT.env)
     return done.stdout
 
 
@@ -66,13 +63,7 @@ def test_a_held_session_goes_on(scene: Scene) -> None:
 
 def test_a_scheduled_session_goes_on(scene: Scene) -> None:
     container = scene.container
-    scene.database()
-    words = f"{scene.say('held')}; {scene.stop_at('release')}"
-    container.write(DIRECTORY / "take", f"#!/bin/sh\n{words}\n", 0o700)
-    settings = f"[freeze]\nonly = {DATA}\n[snapshot]\ncommand = {DIRECTORY}/take\n"
-    container.write(CONFIGURATION, settings)
-    container.systemctl("start", "--no-block", BACKUP, check=True)
-    scene.events.wait("held")
+    begin_scheduled(scene)
     replace_python(container)
     assert f"NEEDRESTART-SVC: {BACKUP}\n" in needrestart(container, "-b", "-l")
     needrestart(container, "-r", "a", "-l")

@@ -22,16 +22,16 @@ import pytest
 from tests.fs.lab import MKFS, call
 from tests.system import databases
 from tests.system.databases import DATA, LOADER, LOG, WORKERS, Site, site_of
-from tests.system.test_quiesce_postgresql import (
+from tests.system.postgresql import (
     AS_POSTGRES,
     BIN,
     CLUSTER,
+    POSTGRESQL,
     SQL,
     TRANSACTION,
     WAL,
     assert_complete,
     sql,
-    start,
 )
 
 from . import libvirt, machine
@@ -115,7 +115,7 @@ def starting(site: Site) -> None:
     """Start the server in the container, where its user may have another number."""
     site.root("install", "-d", "-o", "postgres", "/run/postgresql")
     site.root("chown", "-R", "postgres", *DISKS)
-    start(site)
+    POSTGRESQL.start(site)
 
 
 def set_up(guest: Guest, app: str) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`apt-get install vmsnap` from a signed repository, and that what it installs does its work."""
+"""vmsnap installed from a signed repository, as an administrator does it, and that what is
+installed does its work."""
 
 from __future__ import annotations
 
@@ -13,45 +14,58 @@ from release import source
 from tests.packages import made
 from vmsnap.errors import Kind
 
-from . import debian
 from .apps import UNIT, Scene, scene_of, until
 from .container import Container
-from .debian import CHECK, CONFIGURATION, PATH, TIMER
-from .image import DEBIAN11, DEBIAN12, DEBIAN13, OURS, Recipe
+from .debian import APT
+from .distribution import DNF
+from .image import OURS, Recipe
+from .package_manager import (
+    BACKUP,
+    CHECK,
+    CONFIGURATION,
+    DOCUMENTS,
+    MODULES,
+    PATH,
+    TIMER,
+    PackageManager,
+    booted,
+    default,
+    stale_bytecode,
+    state,
+)
 
-SYSTEMS = (DEBIAN11, DEBIAN12, DEBIAN13)
-PACKAGES = "/usr/lib/python3/dist-packages"
-DOCUMENTS = "/usr/share/doc/vmsnap"
 PAGES = (
     ("1", "vmsnap"),
     ("5", "vmsnap.conf"),
     ("5", "vmsnap-app"),
     ("8", "vmsnap-session.service"),
 )
-COMPLETIONS = (
-    "/usr/share/bash-completion/completions/vmsnap",
-    "/usr/share/zsh/vendor-completions/_vmsnap",
-    "/usr/share/fish/vendor_completions.d/vmsnap.fish",
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(manager, system) for manager in (APT, DNF) for system in manager.systems],
+    ids=lambda param: f"{param[0]}-{param[1].name}",
 )
-
-
-@pytest.fixture(scope="module", params=SYSTEMS, ids=lambda recipe: recipe.name)
-def machine(request: pytest.FixtureRequest) -> Iterator[Container]:
-    """Where it has just been installed, as an administrator does it."""
-    recipe: Recipe = request.param
-    container = Container(recipe, debian.prepare)
-    try:
-        debian.add_repository(container)
-        debian.apt(container, "install", "vmsnap")
-        yield container
-    finally:
-        container.close()
+def installation(request: pytest.FixtureRequest) -> Iterator[tuple[PackageManager, Container]]:
+    """Where it has just been installed."""
+    manager: PackageManager = request.param[0]
+    system: Recipe = request.param[1]
+    with booted(system, manager.prepare) as container:
+        manager.add_repository(container)
+        manager.run(container, "install")
+        yield manager, container
 
 
 @pytest.fixture
-def installed(machine: Container) -> Iterator[Container]:
-    with machine.guarded():
-        yield machine
+def manager(installation: tuple[PackageManager, Container]) -> PackageManager:
+    return installation[0]
+
+
+@pytest.fixture
+def installed(installation: tuple[PackageManager, Container]) -> Iterator[Container]:
+    with installation[1].guarded():
+        yield installation[1]
 
 
 @pytest.fixture
@@ -60,32 +74,33 @@ def scene(installed: Container) -> Iterator[Scene]:
         yield found
     for path in installed.path("/etc/vmsnap").glob("*/*"):
         path.unlink()
-    until(lambda: debian.state(installed, CHECK)[1] == "active")
+    until(lambda: state(installed, CHECK)[1] == "active")
 
 
 # --- what is there after the installation --------------------------------------------------------
 
 
-def test_the_newest_version_is_installed_and_in_order(installed: Container) -> None:
-    debian.assert_well(installed, made.NEW)
+def test_the_newest_version_is_installed_and_in_order(
+    manager: PackageManager, installed: Container
+) -> None:
+    manager.assert_well(installed, made.NEW)
     assert "everything is in order" in installed.status(CHECK)
 
 
 def test_nothing_is_frozen_or_scheduled_or_left_running(installed: Container) -> None:
-    assert debian.state(installed, TIMER) == ("disabled", "inactive")
-    for unit in (UNIT, "vmsnap-backup.service"):
-        assert debian.state(installed, unit) == ("static", "inactive")
+    assert state(installed, TIMER) == ("disabled", "inactive")
+    for unit in (UNIT, BACKUP):
+        assert state(installed, unit) == ("static", "inactive")
     assert not installed.frozen("/")
     assert not [name for name in ("vmsnap", "vmsnap-guard") if installed.pids(name)]
     assert not installed.path("/run/vmsnap").exists()
 
 
-def test_what_it_needs_comes_from_debian(installed: Container) -> None:
-    for package in OURS:
-        policy = installed.run("apt-cache", "policy", package, check=True).stdout
-        _, _, here = policy.partition("***")  # the installed version, then where it is from
-        assert "/srv/debian" in here, policy
-        assert "/srv/vmsnap" not in here, policy
+def test_what_it_needs_comes_from_the_distribution_and_from_us_only_what_that_lacks(
+    manager: PackageManager, installed: Container
+) -> None:
+    expected = {name: {"vmsnap" if name in manager.from_ours else "distribution"} for name in OURS}
+    assert manager.origins(installed) == expected
     installed.run("python3", "-IBc", "import distro, jsonschema, sdnotify", check=True)
 
 
@@ -94,7 +109,7 @@ def test_only_root_reads_the_configuration_and_the_state(installed: Container) -
     for directory in ("/var/lib/vmsnap", "/etc/vmsnap", *(f"/etc/vmsnap/{d}" for d in directories)):
         assert mode_and_owner(installed, directory) == (0o700, 0, 0), directory
     assert mode_and_owner(installed, CONFIGURATION) == (0o600, 0, 0)
-    assert installed.read(CONFIGURATION) == (made.ROOT / "etc/vmsnap.conf").read_text()
+    assert installed.read(CONFIGURATION) == default(made.NEW)
 
 
 def mode_and_owner(container: Container, inside: str) -> tuple[int, int, int]:
@@ -108,35 +123,55 @@ def test_the_manual_can_be_read(installed: Container) -> None:
         assert text.splitlines()[0].startswith(f"{page.upper()}({section})"), text[:200]
 
 
-def test_completion_schema_and_examples_are_there(installed: Container) -> None:
-    for path in COMPLETIONS:
+def test_the_documents_and_the_examples_can_be_read(
+    manager: PackageManager, installed: Container
+) -> None:
+    listed = manager.documents(installed)
+    for path in listed:
+        assert installed.path(path).exists(), path
+    names = {path.removesuffix(".gz") for path in listed}
+    for name in ("README.md", "units.md", "session.svg", "examples/README.md"):
+        assert [path for path in names if path.endswith(f"/{name}")], name
+    for tracked in source.tracked(made.ROOT):
+        if tracked.parts[0] == "examples":
+            assert f"{DOCUMENTS}/{tracked}" in names
+
+
+def test_the_completions_and_the_schema_are_there(
+    manager: PackageManager, installed: Container
+) -> None:
+    bash, fish = "bash-completion/completions/vmsnap", "fish/vendor_completions.d/vmsnap.fish"
+    for path in (f"/usr/share/{bash}", f"/usr/share/{fish}", f"{manager.completions}/_vmsnap"):
         assert "vmsnap" in installed.read(path)
     schema = json.loads(installed.read("/usr/share/vmsnap/app.schema.json"))
     assert "preScriptLocation" in schema["properties"]
-    for tracked in source.tracked(made.ROOT):
-        if tracked.parts[0] == "examples":
-            found = f"{DOCUMENTS}/{tracked}"
-            assert installed.path(found).exists() or installed.path(f"{found}.gz").exists(), found
-
-
-def test_debian_finds_all_files_as_they_were_packed(installed: Container) -> None:
-    verified = installed.run("dpkg", "--verify", "vmsnap")
-    assert (verified.returncode, verified.stdout) == (0, "")
 
 
 # --- and what is done with it --------------------------------------------------------------------
+
+
+def test_all_files_are_as_they_were_packed_also_after_a_session(
+    manager: PackageManager, scene: Scene
+) -> None:
+    verified = manager.verify(scene.container)
+    assert (verified.returncode, verified.stdout) == (0, "")
+    scene.freeze()
+    assert scene.thaw().code == 0
+    verified = manager.verify(scene.container)
+    assert (verified.returncode, verified.stdout) == (0, "")
 
 
 def test_the_modules_are_compiled_and_nothing_is_compiled_later(scene: Scene) -> None:
     container = scene.container
     tag = "import sys; print(sys.implementation.cache_tag)"
     cached = f".{container.run('python3', '-Ic', tag, check=True).stdout.strip()}.pyc"
-    modules = container.path(f"{PACKAGES}/vmsnap")
+    modules = container.path(f"{MODULES}/vmsnap")
     sources = set(modules.rglob("*.py"))
     assert modules / "session/session.py" in sources
     compiled = {path.parent / "__pycache__" / f"{path.stem}{cached}" for path in sources}
     assert set(modules.rglob("*.pyc")) == compiled
-    argv = ("find", PACKAGES, "-name", "*.pyc", "-printf", "%p %T@\\n")
+    assert stale_bytecode(container) == []
+    argv = ("find", MODULES, "-name", "*.pyc", "-printf", "%p %T@\\n")
     before = container.run(*argv, check=True).stdout
     scene.database()
     scene.freeze()
@@ -183,9 +218,9 @@ def test_a_broken_app_file_is_a_failed_unit_by_itself_until_it_is_mended(scene: 
     app = container.path("/etc/vmsnap/apps.d/db.json")
     good = app.read_text()
     app.write_text(good.replace("ScriptRunner", "scriptrunner"))
-    until(lambda: debian.state(container, CHECK)[1] == "failed")
+    until(lambda: state(container, CHECK)[1] == "failed")
     assert "scriptrunner" in container.status(CHECK)
     app.write_text(good)
-    until(lambda: debian.state(container, CHECK)[1] == "active")
-    assert debian.state(container, PATH)[1] == "active"
+    until(lambda: state(container, CHECK)[1] == "active")
+    assert state(container, PATH)[1] == "active"
     assert container.systemctl("is-system-running").stdout == "running\n"
