@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from vmsnap.freeze.states import HEAD, NOT_FROZEN
+
 from . import kernel, stuck
 from .lab import Lab
 from .processes import PATIENCE, wait_for_end
@@ -24,13 +26,21 @@ class Guard:
         self.fds = {path: os.open(path, os.O_RDONLY) for path in actions}
         for fd in self.fds.values():
             lab.undo.callback(os.close, fd)
-        self.list = lab.write(lab.run_directory / "list", "{}", 0o600)
+        self.list = lab.write(
+            lab.run_directory / "list", f'{HEAD}{NOT_FROZEN * len(actions)}"', 0o600
+        )
+        self.list_fd = os.open(self.list, os.O_RDWR)
+        lab.undo.callback(os.close, self.list_fd)
         words = [f"{self.fds[path]}:1:{action}" for path, action in actions.items()]
         self.process = subprocess.Popen(
-            [sys.executable, "-ISB", GUARD, str(timeout), str(hold), self.list, *words],
+            [
+                *(sys.executable, "-ISB", GUARD),
+                *(str(timeout), str(hold), self.list, str(self.list_fd)),
+                *words,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=list(self.fds.values()),
+            pass_fds=[self.list_fd, *self.fds.values()],
         )
         lab.helpers.append(self.process)
         for pipe in filter(None, (self.process.stdin, self.process.stdout)):

@@ -15,20 +15,28 @@ import contextlib
 import errno
 import fcntl
 import os
-import select
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from vmsnap.errors import Kind, Problem
+from vmsnap.freeze import frozen_list
 from vmsnap.freeze.failures import freeze_failures, guard_failures, thaw_failures
 from vmsnap.freeze.filesystem import Filesystem, open_plan
-from vmsnap.freeze.frozen_list import FROZEN_LIST, write_list
-from vmsnap.freeze.plan import Action, Plan
-from vmsnap.freeze.thaw import STEP_PATIENCE, rcu_expedited, restore_rcu, thaw_all
+from vmsnap.freeze.frozen_list import FROZEN_LIST
+from vmsnap.freeze.plan import Plan
+from vmsnap.freeze.states import NOT_FROZEN, States
+from vmsnap.freeze.thaw import (
+    STEP_PATIENCE,
+    Suspect,
+    rcu_expedited,
+    restore_rcu,
+    thaw_for_guard,
+)
 from vmsnap.result import FilesystemResult
-from vmsnap.system.process import in_child, spawn
+from vmsnap.system.process import ProcessId, in_child, spawn, started
 from vmsnap.system.waiter import Waiter
 
 F_SETPIPE_SZ = 1031  # linux/fcntl.h
@@ -59,8 +67,9 @@ class Freezer:
         self._by_fd: dict[int, Filesystem] = {}
         self._received: set[str] = set()
         self._buffer = b""
-        self._pid = 0
-        self._lock = -1
+        self._guard: ProcessId | None = None
+        self._states: States | None = None
+        self._lock = self._list = self._process = -1
         self._rcu_expedited = rcu_expedited()
         self._commands = self._answers = self._stderr = -1
 
@@ -73,8 +82,10 @@ class Freezer:
         return failures
 
     def start(self, lock: int) -> list[Problem]:
-        """Start the guard. It shares the session's lock."""
+        """Start the guard. It shares the session's lock. Raises OSError."""
         self._lock = lock
+        self._list = frozen_list.create(self._run)
+        self._states = States(self._list, len(self.filesystems))
         guard_in, self._commands = os.pipe()
         self._answers, guard_out = os.pipe()
         with contextlib.suppress(OSError):  # else the default, enough for a thousand filesystems
@@ -83,17 +94,19 @@ class Freezer:
         # What the guard prints when it breaks must not need a filesystem.
         self._stderr = os.memfd_create("vmsnap-guard-stderr", 0)
         argv = [sys.executable, "-ISB", f"/proc/self/fd/{GUARD}"]
-        argv += [str(self._timeout), str(self._hold), str(self._run / FROZEN_LIST)]
+        argv += [str(self._timeout), str(self._hold), str(self._run / FROZEN_LIST), str(self._list)]
         argv += [f"{f.fd}:{f.step}:{f.entry.action.value}" for f in self.filesystems]
         try:
-            self._pid = spawn(
+            pid = spawn(
                 argv,
                 {"PATH": os.defpath, "LC_ALL": "C"},
                 stdin=guard_in,
                 stdout=guard_out,
                 stderr=self._stderr,
-                inherit=[GUARD, lock, *self._by_fd],
+                inherit=[GUARD, lock, self._list, *self._by_fd],
             )
+            self._guard = ProcessId(pid, started(pid))
+            self._process = os.pidfd_open(pid)
         except OSError as e:
             self.lost = f"cannot start the guard: {e.strerror}"
         finally:
@@ -102,11 +115,14 @@ class Freezer:
         self._await("ready", START)
         return list(guard_failures("", self.lost, self._hold))
 
-    def _write_list(self) -> list[Problem]:
-        frozen = [f for f in self.filesystems if f.entry.action is Action.FREEZE]
-        items = [(f.entry.mount, os.fstat(f.fd).st_dev, f.step) for f in frozen]
+    def _publish_list(self, guard: ProcessId) -> list[Problem]:
+        items = [
+            frozen_list.Item(f.entry.mount, os.fstat(f.fd).st_dev, f.step) for f in self.filesystems
+        ]
         try:
-            write_list(self._run, self._session, self._pid, self._rcu_expedited, items)
+            frozen_list.publish(
+                self._list, self._run, self._session, guard, self._rcu_expedited, items
+            )
         except OSError as e:
             message = f"cannot write the list of what may be frozen into {self._run}: {e.strerror}"
             return [Problem(Kind.FREEZE_FAILED, message, "freeze", path=str(self._run))]
@@ -120,9 +136,10 @@ class Freezer:
 
     def freeze(self) -> list[Problem]:
         """Freeze all. If anything fails, everything is thawed again when this returns."""
-        failures = self._write_list()
-        if failures:
-            return failures
+        if self._guard and not self.lost:
+            failures = self._publish_list(self._guard)
+            if failures:
+                return failures
         self._command("freeze")
         self._await("held", self._timeout + ANSWER)
         if self.held_at is not None:
@@ -222,66 +239,49 @@ class Freezer:
         if self.lost:
             return
         self.lost = why
+        self.thawing_at = self.thawing_at or time.monotonic()
         self._thaw_ourselves()
+        self._note_thawed()
         restore_rcu(self._rcu_expedited)
-        if not any(f.maybe_frozen for f in self.filesystems):
+        if self._states and not self._states.maybe_frozen():
             with contextlib.suppress(OSError):
                 (self._run / FROZEN_LIST).unlink()
-
-    def _thaw_ourselves(self) -> None:
-        """Thaw in a child, since a FITHAW that never returns would keep its process from ending.
-
-        A FIFREEZE that a lost guard is still inside of may yet succeed; until then FITHAW says
-        EINVAL. All descriptors of the guard close, and with them its pipe, when its last call has
-        returned. The child waits for that and thaws once more; the session waits with it, but no
-        longer than for a step of a thaw.
-        """
-        self.thawing_at = self.thawing_at or time.monotonic()
-        frozen = [f for f in self.filesystems if f.maybe_frozen]
-        if not frozen:
-            return
-
-        def thaw(pipe: int) -> None:
-            results = thaw_all([(f.step, f.fd, f) for f in frozen])
-            # A freeze of another process must not be ended, so none that was or had been thawed.
-            unknown = [(f.step, f.fd, f) for f, error in results if error and f.frozen_at is None]
-            ended = not unknown or self._guard_ended(STEP_PATIENCE)
-            if ended:
-                results += thaw_all(unknown)
-            with contextlib.suppress(BrokenPipeError):  # the engine was killed meanwhile
-                os.write(pipe, "".join(f"{f.fd} {error}\n" for f, error in results).encode())
-            os.close(pipe)
-            if not ended:
-                self._guard_ended(None)
-                thaw_all(unknown)
-
-        keep = {self._answers, self._lock, *(f.fd for f in frozen)}
-        try:
-            received = in_child(thaw, "vmsnap-thaw", keep, self._waiter, self._patience()) or b""
-        except OSError:  # no more processes, which is when things get killed
-            results = thaw_all([(f.step, f.fd, f) for f in frozen])
-            received = "".join(f"{f.fd} {error}\n" for f, error in results).encode()
-        for line in received.decode().splitlines():
-            fd, error = map(int, line.split())
-            self._by_fd[fd].thaw_error = error
-            if error in (0, errno.EINVAL):
-                self._by_fd[fd].thawed_at = time.monotonic()
         if self._commands >= 0:  # a guard that was only stopped goes on, and ends
             os.close(self._commands)
             self._commands = -1
             with contextlib.suppress(OSError):
-                os.kill(self._pid, signal.SIGCONT)
+                signal.pidfd_send_signal(self._process, signal.SIGCONT)
 
-    def _guard_ended(self, patience: float | None) -> bool:
-        """Wait until nothing of the guard is left, be it `patience` seconds or without limit."""
-        deadline = None if patience is None else time.monotonic() + patience
-        left = patience
-        while select.select([self._answers], [], [], left)[0]:
-            if not os.read(self._answers, 65536):
-                return True
-            if deadline is not None:
-                left = max(0.0, deadline - time.monotonic())
-        return False
+    def _thaw_ourselves(self) -> None:
+        """Thaw in a child, since a FITHAW that never returns would keep its process from ending."""
+        states = self._states
+        frozen = states.maybe_frozen() if states else []
+        if not states or not frozen:
+            return
+        suspects = [Suspect(i, self.filesystems[i].step, self.filesystems[i].fd) for i in frozen]
+        keep = {self._list, self._process, self._lock, *(suspect.fd for suspect in suspects)}
+
+        def thaw(pipe: int) -> None:
+            for results in thaw_for_guard(self._process, states, suspects):
+                with contextlib.suppress(OSError):  # closed, or the engine was killed meanwhile
+                    os.write(pipe, encoded(results))
+                    os.close(pipe)
+
+        received: bytes | None = b""
+        with contextlib.suppress(OSError):  # no more processes, which is when things get killed
+            received = in_child(thaw, "vmsnap-thaw", keep, self._waiter, self._patience())
+        if received == b"":  # there was no child, or it was killed
+            received = encoded(next(thaw_for_guard(self._process, states, suspects)))
+        for line in (received or b"").decode().splitlines():
+            index, error = map(int, line.split())
+            if error not in (errno.EINPROGRESS, errno.ETIMEDOUT):
+                self.filesystems[index].thaw_error = error
+
+    def _note_thawed(self) -> None:
+        """What is settled in the list is not frozen any more, whoever has thawed it."""
+        for f, state in zip(self.filesystems, self._states.read() if self._states else ""):
+            if f.maybe_frozen and state == NOT_FROZEN:
+                f.thawed_at = time.monotonic()
 
     # --- the end ---
 
@@ -291,14 +291,16 @@ class Freezer:
             os.close(self._commands)
             self._commands = -1
             self._await("done", ANSWER)
-        for fd in (self._answers, self._stderr):
+        for fd in (self._answers, self._stderr, self._list, self._process):
             if fd >= 0:
                 os.close(fd)
+        with contextlib.suppress(OSError):
+            frozen_list.discard(self._run)
         for f in self.filesystems:
             os.close(f.fd)
-        if self._pid:
+        if self._guard:
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._pid, os.WNOHANG)
+                os.waitpid(self._guard.pid, os.WNOHANG)
 
     # --- talking ---
 
@@ -331,9 +333,11 @@ class Freezer:
 
     @property
     def frozen_seconds(self) -> float:
-        """The longest that a write can have been stalled."""
+        """The longest that a write can have been stalled; until now if anything may be frozen."""
         begins = [f.freezing_at for f in self.filesystems if f.freezing_at is not None]
         ends = [f.thawed_at for f in self.filesystems if f.thawed_at is not None]
+        if any(f.maybe_frozen for f in self.filesystems):
+            ends.append(time.monotonic())
         return max(ends) - min(begins) if begins and ends else 0.0
 
     def results(self) -> tuple[FilesystemResult, ...]:
@@ -347,3 +351,7 @@ class Freezer:
         if self.thawing_at is not None:
             events.append((self.thawing_at, "thawing", self.cause or "guard lost"))
         return events
+
+
+def encoded(results: Mapping[int, int]) -> bytes:
+    return "".join(f"{index} {error}\n" for index, error in results.items()).encode()

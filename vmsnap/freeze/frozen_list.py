@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The list of what may be frozen, in the run directory: written before the first FIFREEZE, removed
-when nothing in it is frozen any more, and how to thaw by it when engine and guard are gone.
+when nothing in it is frozen any more or can become so, and how to thaw by it when engine and guard
+are gone.
 
 Runs in: engine, supervisor, caller (`vmsnap thaw --force`), forks of them. While frozen: no file
 but the list and the mount points in it, no import.
@@ -12,111 +13,191 @@ import contextlib
 import errno
 import json
 import os
-import select
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vmsnap.errors import VmsnapError
-from vmsnap.freeze.thaw import STEP_PATIENCE, restore_rcu, thaw_all
-from vmsnap.system.files import write_atomically
+from vmsnap.freeze.states import NOT_FROZEN, States
+from vmsnap.freeze.thaw import STEP_PATIENCE, THAWED, Suspect, restore_rcu, thaw_for_guard
+from vmsnap.system.process import ProcessId, has_ended
 
 FROZEN_LIST = "frozen.json"
+UNPUBLISHED = ".frozen.json.new"
+IN_PROGRESS = "still inside a freeze; it is thawed as soon as that ends"
 
 
 class FrozenListError(VmsnapError):
     """There is a list of what may be frozen, but it cannot be read."""
 
 
-def write_list(
+@dataclass(frozen=True)
+class Item:
+    mount: str
+    st_dev: int
+    step: int
+
+
+@dataclass(frozen=True)
+class FrozenList:
+    """`guard` is that of the session, `invocation` that of the unit it runs in (systemd.exec(5),
+    INVOCATION_ID), and `rcu_expedited` what the kernel's switch was before the freeze."""
+
+    session: str
+    invocation: str
+    guard: ProcessId
+    rcu_expedited: str
+    items: tuple[Item, ...]
+    states: States
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def create(run_dir: Path) -> int:
+    """Open the list before it has a content or its name, for the guard to inherit. Raises
+    OSError."""
+    discard(run_dir)
+    return os.open(run_dir / UNPUBLISHED, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def discard(run_dir: Path) -> None:
+    """Remove a list that was not published."""
+    (run_dir / UNPUBLISHED).unlink(missing_ok=True)
+
+
+def publish(
+    fd: int,
     run_dir: Path,
     session: str,
-    guard: int,
+    guard: ProcessId,
     rcu_expedited: str,
-    filesystems: Iterable[tuple[str, int, int]],
+    items: Iterable[Item],
 ) -> None:
     """Before the first FIFREEZE: what may be frozen from then on, for the process that has to thaw
-    in the guard's place. `guard` is its pid, `rcu_expedited` what the kernel's switch was before,
-    and `filesystems` are mount point, st_dev and step. Raises OSError."""
-    listed = {
+    in the guard's place. Raises OSError."""
+    listed = [vars(item) for item in items]
+    document = {
+        "states": NOT_FROZEN * len(listed),
         "session": session,
         "invocation": os.environ.get("INVOCATION_ID", ""),
-        "guard": guard,
+        "guard": guard.pid,
+        "guard_started": guard.started,
         "rcu_expedited": rcu_expedited,
-        "filesystems": [
-            {"mount": mount, "st_dev": device, "step": step} for mount, device, step in filesystems
-        ],
+        "filesystems": listed,
     }
-    write_atomically(run_dir / FROZEN_LIST, json.dumps(listed).encode(), 0o600)
+    os.pwrite(fd, json.dumps(document).encode(), 0)
+    (run_dir / UNPUBLISHED).rename(run_dir / FROZEN_LIST)
 
 
-def read_list(path: Path) -> dict[str, Any]:
+# --- reading -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def opened(run_dir: Path) -> Iterator[FrozenList]:
+    """Raises FileNotFoundError and FrozenListError."""
+    path = run_dir / FROZEN_LIST
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        listed: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for item in listed["filesystems"]:
-            if not (isinstance(item["mount"], str) and isinstance(item["st_dev"], int)):
+        yield parse(fd, path)
+    finally:
+        os.close(fd)
+
+
+def parse(fd: int, path: Path) -> FrozenList:
+    try:
+        document: dict[str, Any] = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
+        items = [Item(x["mount"], x["st_dev"], int(x["step"])) for x in document["filesystems"]]
+        for item in items:
+            if not (isinstance(item.mount, str) and isinstance(item.st_dev, int)):
                 raise TypeError(f"found {item!r}")
-            int(item["step"])
-        int(listed["guard"]), str(listed["rcu_expedited"])
+        return FrozenList(
+            str(document.get("session", "")),
+            str(document.get("invocation", "")),
+            ProcessId(int(document["guard"]), int(document.get("guard_started", 0))),
+            str(document["rcu_expedited"]),
+            tuple(items),
+            States(fd, len(items)),
+        )
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise FrozenListError(
             f"{path}: found no list of frozen filesystems that can be read ({e}); thaw each mount "
             "point with `fsfreeze --unfreeze`, then remove the file"
         ) from None
-    return listed
+
+
+# --- thawing by it -------------------------------------------------------------------------------
 
 
 def thaw_listed(
     run_dir: Path, report: Callable[[str], None], remove: bool = True, session: str = ""
-) -> bool:
-    """Thaw what the list in the run directory says may be frozen.
+) -> Iterator[bool]:
+    """Thaw what the list in the run directory says may be frozen. Yield whether all of it is thawed
+    now; if not, since a killed guard is still inside a freeze, go on to wait for that without limit
+    and yield again.
 
-    If all of it is thawed, `remove` the list, which is right unless the session it belongs to is
-    still alive. With `session`, the list of another one is left alone. False if anything may stay
-    frozen. Raises FileNotFoundError and FrozenListError.
+    When all is thawed, `remove` the list, which is right unless the session it belongs to is still
+    alive. With `session`, the list of another one is left alone. Raises FileNotFoundError and
+    FrozenListError.
     """
-    path = run_dir / FROZEN_LIST
-    good = True
-    opened: list[tuple[int, int, str]] = []
-    listed = read_list(path)
-    if session not in ("", listed.get("session")):
-        return True
-    for item in listed["filesystems"]:
-        mount = item["mount"]
+    with contextlib.ExitStack() as stack:
+        listed = stack.enter_context(opened(run_dir))
+        if session not in ("", listed.session):
+            yield True
+            return
+        suspects, missing = open_items(listed, report, stack)
+        guard = listed.guard.open()
+        if guard is not None:
+            stack.callback(os.close, guard)
+        reported: dict[int, int] = {}
+        for results in thaw_for_guard(guard, listed.states, suspects):
+            for index, error in results.items():
+                if reported.get(index) != error:
+                    report(f"{listed.items[index].mount}: {meaning(error)}")
+            reported = results
+            good = not missing and not any(e not in THAWED for e in results.values())
+            restore_rcu(listed.rcu_expedited)
+            if good and remove:
+                (run_dir / FROZEN_LIST).unlink(missing_ok=True)
+            yield good
+
+
+def open_items(
+    listed: FrozenList, report: Callable[[str], None], stack: contextlib.ExitStack
+) -> tuple[list[Suspect], bool]:
+    """Open what may be frozen. Return that, and whether anything is missing."""
+    suspects, missing = [], False
+    for index in listed.states.maybe_frozen():
+        item = listed.items[index]
         try:
-            fd = os.open(mount, os.O_RDONLY | os.O_NONBLOCK)
+            fd = os.open(item.mount, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as e:
-            report(f"{mount}: {e.strerror}")
-            good = False
+            report(f"{item.mount}: {e.strerror}")
+            missing = True
             continue
-        if os.fstat(fd).st_dev == item["st_dev"]:
-            opened.append((item["step"], fd, mount))
+        stack.callback(os.close, fd)
+        if os.fstat(fd).st_dev == item.st_dev:
+            suspects.append(Suspect(index, item.step, fd))
         else:
-            report(f"{mount}: something else is mounted there now; left alone")
-            good = False
-            os.close(fd)
-    for mount, error in thaw_all(opened):
-        if error == errno.EINVAL:
-            report(f"{mount}: was not frozen")
-        elif error == errno.ETIMEDOUT:
-            report(f"{mount}: still inside a freeze; it is thawed as soon as that ends")
-            good = False
-        else:
-            report(f"{mount}: {os.strerror(error) if error else 'thawed'}")
-            good = good and not error
-    for _, fd, _ in opened:
-        os.close(fd)
-    restore_rcu(listed["rcu_expedited"])
-    if good and remove:
-        path.unlink(missing_ok=True)
-    return good
+            report(f"{item.mount}: something else is mounted there now; left alone")
+            missing = True
+    return suspects, missing
+
+
+def meaning(error: int) -> str:
+    if error in (errno.EINPROGRESS, errno.ETIMEDOUT):
+        return IN_PROGRESS
+    if error == errno.EINVAL:
+        return "was not frozen"
+    return os.strerror(error) if error else "thawed"
 
 
 def thaw_earlier(run_dir: Path, report: Callable[[str], None]) -> str:
     """Thaw what a session that is over has left frozen. Return a message about what may stay so."""
     try:
-        if thaw_listed(run_dir, report):
+        if next(thaw_listed(run_dir, report)):
             return ""
     except FileNotFoundError:
         return ""
@@ -128,45 +209,45 @@ def thaw_earlier(run_dir: Path, report: Callable[[str], None]) -> str:
     )
 
 
-def thaw_after_death(run_dir: Path, patience: float | None = STEP_PATIENCE) -> None:
+def thaw_after_death(run_dir: Path) -> Iterator[bool]:
     """For a process that outlived the engine. The guard thaws then, so wait for its end; only if
     the list is still there after that, thaw in its place. A guard that lives is left alone: it may
-    be inside a FIFREEZE, and it knows better than the list what it has frozen. With a `patience` of
-    None it is waited for without limit."""
+    be inside a FIFREEZE, and it knows better than the list what it has frozen. Yields when that
+    takes longer than a step of a thaw; whoever goes on waits without limit."""
     with contextlib.suppress(OSError, FrozenListError):
-        listed = read_list(run_dir / FROZEN_LIST)
-        if has_ended(int(listed["guard"]), patience):
-            thaw_listed(run_dir, lambda _: None)
+        with opened(run_dir) as listed:
+            guard = listed.guard
+        if not stops_deciding(guard, STEP_PATIENCE):
+            yield False
+            stops_deciding(guard, None)
+        yield from thaw_listed(run_dir, lambda _: None)
 
 
-def has_ended(guard: int, patience: float | None) -> bool:
-    """Wake the guard should it be stopped, and give it time to end. Nothing but its state tells
-    that it was killed while it is inside a FIFREEZE, so that is looked at now and then."""
-    try:
-        process = os.pidfd_open(guard)
-    except ProcessLookupError:
+def stops_deciding(guard: ProcessId, patience: float | None) -> bool:
+    """Wake the guard should it be stopped, and wait until it has ended or been killed; False if it
+    still decides. Nothing but its state tells that it was killed while it is inside a FIFREEZE, so
+    that is looked at now and then."""
+    process = guard.open()
+    if process is None:
         return True
     try:
-        if not decides(guard):
-            return True
-        os.kill(guard, signal.SIGCONT)
-        while True:
-            wait = STEP_PATIENCE if patience is None else patience
-            if select.select([process], [], [], wait)[0] or not decides(guard):
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGCONT)
+        while is_guard(guard.pid):
+            if has_ended(process, STEP_PATIENCE if patience is None else patience):
                 return True
             if patience is not None:
-                return False
-    except ProcessLookupError:
+                return not is_guard(guard.pid)
         return True
     finally:
         os.close(process)
 
 
-def decides(guard: int) -> bool:
+def is_guard(pid: int) -> bool:
     """Whether this process is a guard that may yet thaw. One that was killed inside a FIFREEZE is
     not, though its process lasts as long as the call: its main thread is dead (proc(5), stat)."""
     try:
-        stat = Path(f"/proc/{guard}/stat").read_bytes()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False
     return b" (vmsnap-guard) " in stat and b") Z " not in stat

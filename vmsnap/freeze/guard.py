@@ -3,9 +3,11 @@
 
 A program of its own: it imports nothing of vmsnap, is started before anything is frozen, and
 after its "ready" opens no file on a disk and starts no thread; its memory is locked. It writes to
-its pipe only. When nothing is frozen any more it removes LIST, where the engine wrote what may be.
+its pipe, and into LIST, where the engine wrote what may be frozen: one letter for each filesystem,
+before its FIFREEZE and after it (states.py). When nothing is frozen any more it removes LIST.
 
-    guard.py TIMEOUT HOLD LIST FD:STEP:ACTION... ACTION is freeze or sync; low steps go first
+    guard.py TIMEOUT HOLD LIST LIST_FD FD:STEP:ACTION...
+                          ACTION is freeze or sync; low steps go first
 
 Each FD is a directory or file on one filesystem, opened by the engine and inherited: both processes
 hold it, so that no umount hides a frozen superblock and either can thaw when the other is gone.
@@ -57,6 +59,10 @@ PR_SET_NAME, PR_SET_IO_FLUSHER = 15, 57  # linux/prctl.h
 
 RCU_EXPEDITED = "/sys/kernel/rcu_expedited"
 
+# The letters in the list, and where they begin: states.py.
+NOT_FROZEN, ASKED, FROZEN = "-", "a", "f"
+STATES_AT = len('{"states": "')
+
 STACK_BYTES = 256 * 1024
 THAW_PATIENCE = 5.0  # seconds a step of the thaw may take before the next one starts
 PRESYNC_ROUNDS = 5
@@ -94,8 +100,9 @@ class Filesystem:
     to decide: with many threads on few processors, every wake costs more than the ioctl.
     """
 
-    def __init__(self, fd: int, step: int, action: str) -> None:
+    def __init__(self, fd: int, step: int, action: str, list_fd: int, index: int) -> None:
         self.fd, self.step, self.action = fd, step, action
+        self.list_fd, self.index = list_fd, index
         self.peers: list[Filesystem] = []  # those that got the same order at the same time
         self.orders: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.given = self.done = 0  # the main thread writes the one, this thread the other
@@ -112,7 +119,9 @@ class Filesystem:
             if word == "presync":
                 libc.syncfs(self.fd)
             elif word == "freeze":
-                if not self.too_late:  # it may have waited long behind a presync
+                if self.too_late:  # it may have waited long behind a presync
+                    self.mark(NOT_FROZEN)
+                else:
                     self.freeze()
             elif self.frozen:
                 self.thaw()
@@ -128,6 +137,7 @@ class Filesystem:
         if self.action == "freeze":
             error = self.ioctl(FIFREEZE)
             self.frozen = error == 0
+            self.mark(FROZEN if self.frozen else NOT_FROZEN)
             event = "frozen"
         if error == errno.EOPNOTSUPP:
             event, error = "synced", ctypes.get_errno() if libc.syncfs(self.fd) else 0
@@ -137,8 +147,15 @@ class Filesystem:
     def thaw(self) -> None:
         error = self.ioctl(FITHAW)
         self.unthawed = error not in (0, errno.EINVAL)
+        if not self.unthawed:
+            self.mark(NOT_FROZEN)
         news.append(("thawed", self.fd, time.monotonic(), error))
         self.frozen = False  # last: the main thread may go on from here
+
+    def mark(self, state: str) -> None:
+        """In the list, for whoever has to thaw should we be killed."""
+        with contextlib.suppress(OSError):
+            os.pwrite(self.list_fd, state.encode(), STATES_AT + self.index)
 
     def ioctl(self, request: int) -> int:
         try:
@@ -268,6 +285,7 @@ class Guard:
                     return self.demand
                 for filesystem in step:
                     if filesystem.action == "freeze":
+                        filesystem.mark(ASKED)
                         send("freezing", filesystem.fd)
                 order("freeze", step)
                 cause = self.wait(functools.partial(settled_or_failed, step), deadline)
@@ -370,9 +388,9 @@ def main(argv: list[str]) -> None:
 
     timeout, hold, list_path = float(argv[0]), float(argv[1]), argv[2]
     filesystems = []
-    for word in argv[3:]:
+    for index, word in enumerate(argv[4:]):
         fd_word, step, action = word.split(":")
-        filesystems.append(Filesystem(int(fd_word), int(step), action))
+        filesystems.append(Filesystem(int(fd_word), int(step), action, int(argv[3]), index))
     guard = Guard(filesystems, list_path)
 
     unlocked = lock_memory()

@@ -11,15 +11,79 @@ import errno
 import fcntl
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+
+from vmsnap.freeze.states import ASKED, States
+from vmsnap.system.process import has_ended
 
 FITHAW = 0xC0045878  # linux/fs.h: _IOWR('X', 120, int)
 RCU_EXPEDITED = Path("/sys/kernel/rcu_expedited")
 STEP_PATIENCE = 5.0  # seconds for one step of a thaw; as in the guard
 
-What = TypeVar("What")
+THAWED = (0, errno.EINVAL)  # EINVAL: it is not frozen
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A filesystem that may be frozen, open as `fd`. `index` is its place in the list."""
+
+    index: int
+    step: int
+    fd: int
+
+
+def thaw_for_guard(
+    guard: int | None, states: States, suspects: Sequence[Suspect]
+) -> Iterator[dict[int, int]]:
+    """Thaw in the guard's place: the one way of all who have to. `guard` is its pidfd, None if
+    nothing is left of it. Yield the errno of each filesystem, by its index.
+
+    As long as anything is left of the guard, even if it was killed, a FIFREEZE without an answer
+    may yet succeed, and until then FITHAW says EINVAL (fs/super.c, freeze_super). So wait for the
+    end of the guard and thaw again, but yield EINPROGRESS for those after STEP_PATIENCE, and
+    ETIMEDOUT for a FITHAW that has not returned. Whoever goes on waits without limit, until there
+    is nothing to yield but how it ended. A process must go on before it ends: its end would kill
+    a FITHAW, after which btrfs is read-only for good.
+    """
+    left = guard is not None and not has_ended(guard, 0.0)
+    before = states.read()
+    calls = thaw_all(suspects)
+    for patience in (STEP_PATIENCE, None):
+        if patience is None:
+            for call in calls.values():
+                call.wait(None)
+        unanswered = [
+            s
+            for s in suspects
+            if left and before[s.index] == ASKED and calls[s.index].error == errno.EINVAL
+        ]
+        if guard is not None and unanswered and has_ended(guard, patience):
+            left = False
+            calls.update(thaw_all(s for s in unanswered if s.index in states.maybe_frozen()))
+            unanswered = []
+        results = {index: call.result for index, call in calls.items()}
+        results.update((s.index, errno.EINPROGRESS) for s in unanswered)
+        for index, error in results.items():
+            if error in THAWED:
+                states.settle(index)
+        yield results
+        if not {errno.EINPROGRESS, errno.ETIMEDOUT} & set(results.values()):
+            return
+
+
+def thaw_all(suspects: Iterable[Suspect]) -> dict[int, Call]:
+    """Thaw backing filesystems first, each step at once. Return the calls by index."""
+    calls = [(suspect, Call(suspect.fd)) for suspect in suspects]
+    for current in sorted({suspect.step for suspect, _ in calls}, reverse=True):
+        deadline = time.monotonic() + STEP_PATIENCE
+        of_step = [call for suspect, call in calls if suspect.step == current]
+        for call in of_step:
+            call.start()
+        for call in of_step:
+            call.wait(deadline)
+    return {suspect.index: call for suspect, call in calls}
 
 
 class Call:
@@ -28,7 +92,11 @@ class Call:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.error: int | None = None
-        self._thread = threading.Thread(target=self._thaw, daemon=True)
+        self._thread = threading.Thread(target=self._thaw)
+
+    @property
+    def result(self) -> int:
+        return errno.ETIMEDOUT if self.error is None else self.error
 
     def start(self) -> None:
         try:
@@ -36,9 +104,9 @@ class Call:
         except RuntimeError:  # no more threads or memory, which is when things get killed
             self._thaw()
 
-    def wait(self, deadline: float) -> None:
+    def wait(self, deadline: float | None) -> None:
         if self.error is None:
-            self._thread.join(max(0.0, deadline - time.monotonic()))
+            self._thread.join(deadline and max(0.0, deadline - time.monotonic()))
 
     def _thaw(self) -> None:
         try:
@@ -46,20 +114,6 @@ class Call:
             self.error = 0
         except OSError as e:
             self.error = e.errno or errno.EIO
-
-
-def thaw_all(filesystems: Iterable[tuple[int, int, What]]) -> list[tuple[What, int]]:
-    """Thaw (step, descriptor, what), backing filesystems first, each step at once. Return (what,
-    errno)."""
-    calls = [(step, Call(fd), what) for step, fd, what in filesystems]
-    for current in sorted({step for step, _, _ in calls}, reverse=True):
-        deadline = time.monotonic() + STEP_PATIENCE
-        of_step = [call for step, call, _ in calls if step == current]
-        for call in of_step:
-            call.start()
-        for call in of_step:
-            call.wait(deadline)
-    return [(what, errno.ETIMEDOUT if c.error is None else c.error) for _, c, what in calls]
 
 
 def restore_rcu(before: str) -> None:

@@ -15,13 +15,14 @@ directory, no journal, no import.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,8 @@ def supervise(
     def serve() -> None:
         supervisor = Supervisor(there, run_dir)
         body(supervisor)
-        if supervisor.alone:  # perhaps the guard is only now out of a FIFREEZE, and dead
-            thaw_after_death(run_dir, None)
+        for thaw in supervisor.thaws:  # perhaps the guard is only now out of a FIFREEZE, and dead
+            collections.deque(thaw, maxlen=0)
 
     pid = fork(serve, name, keep)
     there.close()
@@ -108,6 +109,7 @@ class Supervisor:
         self.alone = False  # the engine is dead
         self.discard: set[int] = set()  # pipes that outlived their program: read, so nobody blocks
         self.thawed_by: float | None = None  # monotonic; see watch_hold
+        self.thaws: list[Iterator[bool]] = []  # begun here; some wait for a FIFREEZE to return
         self._run_directory = run_dir
         self._statuses: dict[int, int] = {}
         self._orders: list[dict[str, Any]] = []
@@ -160,11 +162,15 @@ class Supervisor:
                 self._orders.append(message)
             else:
                 self.alone = True
-                thaw_after_death(self._run_directory)
+                self._thaw()
         if self.thawed_by is not None and time.monotonic() >= self.thawed_by:
             self.thawed_by = None
-            thaw_after_death(self._run_directory)
+            self._thaw()
         return ready
+
+    def _thaw(self) -> None:
+        self.thaws.append(thaw_after_death(self._run_directory))
+        next(self.thaws[-1], None)
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):

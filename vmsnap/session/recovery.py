@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from vmsnap import progress
 from vmsnap.config import checks
@@ -29,9 +28,10 @@ from vmsnap.consistency import Level
 from vmsnap.errors import Kind, Problem
 from vmsnap.freeze.frozen_list import (
     FROZEN_LIST,
+    IN_PROGRESS,
     FrozenListError,
-    has_ended,
-    read_list,
+    opened,
+    stops_deciding,
     thaw_listed,
 )
 from vmsnap.freeze.thaw import STEP_PATIENCE
@@ -152,27 +152,27 @@ def supervised() -> bool:
 
 def thaw_in_child(
     run_dir: Path,
-    listed: dict[str, Any],
+    steps: int,
     waiter: Waiter,
     report: Callable[[str], None] | None = None,
     remove: bool = True,
     session: str = "",
 ) -> tuple[bool, list[str]] | None:
-    """thaw_listed() in a child, since a FITHAW waits as long as a FIFREEZE that is still inside the
-    kernel. Return whether nothing stays frozen, and the messages, unless the child calls
+    """thaw_listed() in a child, which goes on by itself while a FITHAW or a killed guard's FIFREEZE
+    has not returned. Return whether nothing stays frozen, and the messages, unless the child calls
     `report` for that; None if it was killed, or found no list any more."""
-    steps = len({item["step"] for item in listed["filesystems"]})
 
     def thaw(pipe: int) -> None:
         messages: list[str] = []
         with contextlib.suppress(FileNotFoundError, FrozenListError):
-            good = thaw_listed(run_dir, report or messages.append, remove=remove, session=session)
-            os.write(pipe, json.dumps([good, messages]).encode())
-        os.close(pipe)  # a thread of ours may be inside the kernel for as long as it likes
+            for good in thaw_listed(run_dir, report or messages.append, remove, session):
+                with contextlib.suppress(OSError):  # closed, or our caller was killed meanwhile
+                    os.write(pipe, json.dumps([good, messages]).encode())
+                    os.close(pipe)
 
-    received = in_child(thaw, "vmsnap-thaw", (), waiter, STEP_PATIENCE * (1 + steps))
+    received = in_child(thaw, "vmsnap-thaw", (), waiter, STEP_PATIENCE * (2 + steps))
     if received is None:
-        stuck = "a filesystem is still inside a freeze; it is thawed as soon as that ends"
+        stuck = f"a filesystem is {IN_PROGRESS}"
         if report:
             report(stuck)
         return False, [stuck]
@@ -184,27 +184,27 @@ def thaw_in_child(
 
 def thaw_left(run_dir: Path, waiter: Waiter, invocation: str | None = None) -> bool:
     """Thaw what the list in the run directory says may be frozen, unless the list is from another
-    `invocation` of a unit (systemd.exec(5), INVOCATION_ID). False if anything may stay frozen."""
+    `invocation` of a unit. False if anything may stay frozen."""
     journal = Journal()
 
     def warn(message: str) -> None:
         journal.send(message, Event.NOTE.value, Priority.WARNING, VMSNAP_PHASE=Phase.THAW)
 
     try:
-        listed = read_list(run_dir / FROZEN_LIST)
+        with opened(run_dir) as listed:
+            steps = len({item.step for item in listed.items})
     except FileNotFoundError:
         return True
     except FrozenListError as e:
         warn(str(e))
         return False
-    if invocation not in (None, listed.get("invocation")):
+    if invocation not in (None, listed.invocation):
         return True
-    session = str(listed.get("session"))
-    journal.fields["VMSNAP_SESSION"] = session
-    if not has_ended(int(listed["guard"]), STEP_PATIENCE):
+    journal.fields["VMSNAP_SESSION"] = listed.session
+    if not stops_deciding(listed.guard, STEP_PATIENCE):
         warn("the guard is still inside a freeze; it thaws as soon as the kernel lets it")
         return True
-    thawed = thaw_in_child(run_dir, listed, waiter, warn, session=session)
+    thawed = thaw_in_child(run_dir, steps, waiter, warn, session=listed.session)
     return thawed[0] if thawed else not (run_dir / FROZEN_LIST).exists()
 
 
@@ -213,17 +213,18 @@ def thaw_by_force(run_dir: Path, remove: bool) -> tuple[bool, list[str]]:
     whether nothing stays frozen, and the messages."""
     nothing = True, [f"nothing to thaw: {run_dir} holds no list of frozen filesystems"]
     try:
-        listed = read_list(run_dir / FROZEN_LIST)
+        with opened(run_dir) as listed:
+            steps = len({item.step for item in listed.items})
     except FileNotFoundError:
         return nothing
     except FrozenListError as e:
         return False, [str(e)]
     thawed = None
     with contextlib.suppress(OSError):  # no more processes, which is when things get killed
-        thawed = thaw_in_child(run_dir, listed, Waiter(()), remove=remove)
+        thawed = thaw_in_child(run_dir, steps, Waiter(()), remove=remove)
     if thawed:
         return thawed
     messages: list[str] = []  # the child was killed: better to hang than to leave something frozen
     with contextlib.suppress(FileNotFoundError):
-        return thaw_listed(run_dir, messages.append, remove=remove), messages
+        return next(thaw_listed(run_dir, messages.append, remove)), messages
     return nothing

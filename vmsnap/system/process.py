@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import math
 import os
+import select
 import signal
 import sys
 import time
@@ -91,6 +93,43 @@ class ExitStatus:
         if self.signal is not None:
             return f"was killed by {signal.Signals(self.signal).name}"
         return f"ended with exit code {self.exit}"
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process that no later one is mistaken for: its pid, and when it was started, in clock ticks
+    since the boot (proc(5), stat)."""
+
+    pid: int
+    started: int
+
+    def open(self) -> int | None:
+        """A pidfd; None if nothing is left of the process."""
+        try:
+            process = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return None
+        if started(self.pid) == self.started:
+            return process
+        os.close(process)
+        return None
+
+
+def started(pid: int) -> int:
+    """When a process was started, as in ProcessId; 0 if there is none."""
+    try:
+        stat = Path("/proc", str(pid), "stat").read_bytes()
+    except OSError:
+        return 0
+    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+
+
+def has_ended(process: int, patience: float | None) -> bool:
+    """Wait for the end of all threads of a process, of which this is a pidfd; without limit if
+    `patience` is None."""
+    poll = select.poll()  # select(2) knows no descriptor above 1023
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(None if patience is None else math.ceil(patience * 1000)))
 
 
 def fork(body: Callable[[], None], name: str, keep: Collection[int]) -> int:

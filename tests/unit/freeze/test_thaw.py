@@ -19,19 +19,19 @@ def write(run: Path, *filesystems: dict[str, object]) -> Path:
 
 def test_without_a_list_there_is_nothing_to_thaw(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        thaw_listed(tmp_path, lambda _: None)
+        next(thaw_listed(tmp_path, lambda _: None))
 
 
 def test_an_empty_list_is_forgotten(tmp_path: Path) -> None:
     path = write(tmp_path)
-    assert thaw_listed(tmp_path, lambda _: None)
+    assert next(thaw_listed(tmp_path, lambda _: None))
     assert not path.exists()
 
 
 def test_a_mount_that_cannot_be_opened_is_said_and_the_list_is_kept(tmp_path: Path) -> None:
     told: list[str] = []
     path = write(tmp_path, {"mount": "/no/such/mount", "st_dev": -1, "step": 1})
-    assert not thaw_listed(tmp_path, told.append)
+    assert not next(thaw_listed(tmp_path, told.append))
     assert path.exists()
     assert "/no/such/mount" in told[0]
 
@@ -39,7 +39,7 @@ def test_a_mount_that_cannot_be_opened_is_said_and_the_list_is_kept(tmp_path: Pa
 def test_a_mount_point_where_something_else_is_mounted_now_is_left_alone(tmp_path: Path) -> None:
     told: list[str] = []
     path = write(tmp_path, {"mount": str(tmp_path), "st_dev": -1, "step": 1})
-    assert not thaw_listed(tmp_path, told.append)
+    assert not next(thaw_listed(tmp_path, told.append))
     assert path.exists()
     assert "left alone" in told[0]
 
@@ -69,5 +69,5 @@ def test_a_list_that_cannot_be_read_is_an_error_that_says_what_to_do(
 ) -> None:
     (tmp_path / FROZEN_LIST).write_text(text)
     with pytest.raises(FrozenListError, match="fsfreeze --unfreeze"):
-        thaw_listed(tmp_path, lambda _: None)
+        next(thaw_listed(tmp_path, lambda _: None))
     assert (tmp_path / FROZEN_LIST).exists()
