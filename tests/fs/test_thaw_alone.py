@@ -4,16 +4,21 @@ time, and when there can be none."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from . import kernel
 from .faults import kill_all
 from .lab import Lab
-from .processes import is_stuck, wait_until
+from .processes import is_stuck, look_at, wait_for_end, wait_until
 
 # What happens to it when the machine is out of memory or processes.
 CHILD_KILLED = """
@@ -34,6 +39,29 @@ from vmsnap.cli import main
 def fork():
     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 os.fork = fork
+sys.exit(main.main())
+"""
+# The engine's own child, which thaws when the guard is lost.
+ENGINES_CHILD_KILLED = """
+import os, signal, sys
+from vmsnap.cli import main
+from vmsnap.freeze import freezer
+thaw_for_guard, parent = freezer.thaw_for_guard, os.getpid()
+def thaw(*arguments):
+    if os.getpid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return thaw_for_guard(*arguments)
+freezer.thaw_for_guard = thaw
+sys.exit(main.main())
+"""
+STOPPED_BEFORE_THE_COMMAND = """
+import os, signal, sys
+from vmsnap.cli import main
+from vmsnap.session.run import CommandTaker
+def take(taker, session):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return False
+CommandTaker.take = take
 sys.exit(main.main())
 """
 INVOCATION = {"INVOCATION_ID": "4711"}
@@ -98,3 +126,63 @@ def test_force_has_the_patience_to_name_what_is_stuck_in_every_step(lab: Lab) ->
         helper.wait()
     lab.wait_for_rest()
     assert lab.frozen == []
+
+
+def test_the_engine_thaws_by_itself_when_its_child_was_killed(lab: Lab) -> None:
+    lab.filesystem("ext4")
+    lab.filesystem("xfs")
+    session = lab.hold(program=python(ENGINES_CHILD_KILLED))
+    os.kill(session.guard, signal.SIGKILL)
+    lab.wait_for_thaw()
+    lab.release()
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "crash", 0)
+    assert outcome.errors == ["GuardLost"]
+    assert outcome.result["frozen_seconds"] > 0
+    assert not (lab.run_directory / "frozen.json").exists()
+
+
+def test_a_supervisor_thaws_when_the_engine_is_stopped_before_the_command(lab: Lab) -> None:
+    """And the guard is in a state from which no signal wakes it: the cgroup freezer."""
+    lab.conf("[freeze]\ntimeout = 1\n")
+    lab.filesystem("ext4")
+    lab.filesystem("xfs")
+    program = python(STOPPED_BEFORE_THE_COMMAND)
+    session = lab.start("exit 0", "--hold=2", program=program)
+    wait_until(lambda: session.guards)
+    guard = session.guard
+    wait_until(lambda: stat_of(session.pid) == "T")
+    with cgroup_frozen(guard):
+        assert lab.frozen == ["fs0", "fs1"]
+        lab.wait_for_thaw()
+        os.kill(session.pid, signal.SIGKILL)
+        session.process.wait()
+    assert wait_for_end(guard)
+    lab.wait_for_rest()
+    assert lab.frozen == []
+
+
+def stat_of(pid: int) -> str:
+    process = look_at(pid)
+    return process.state if process else ""
+
+
+@contextlib.contextmanager
+def cgroup_frozen(pid: int) -> Iterator[None]:
+    """cgroup v2, cgroup.freeze: no signal is acted on until it is taken back."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    root = next(Path(path) for _, path, fstype, *_ in mounts if fstype == "cgroup2")
+    before = root / Path(f"/proc/{pid}/cgroup").read_text().rpartition("0::/")[2].strip()
+    made = root / f"vmsnap-test-{pid}"
+    made.mkdir()
+    try:
+        (made / "cgroup.procs").write_text(str(pid))
+        (made / "cgroup.freeze").write_text("1")
+        wait_until(lambda: "frozen 1" in (made / "cgroup.events").read_text())
+        yield
+    finally:
+        (made / "cgroup.freeze").write_text("0")
+        with contextlib.suppress(ProcessLookupError):
+            (before / "cgroup.procs").write_text(str(pid))
+        wait_until(lambda: "populated 0" in (made / "cgroup.events").read_text())
+        made.rmdir()

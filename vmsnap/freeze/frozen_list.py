@@ -209,36 +209,27 @@ def thaw_earlier(run_dir: Path, report: Callable[[str], None]) -> str:
     )
 
 
-def thaw_after_death(run_dir: Path) -> Iterator[bool]:
-    """For a process that outlived the engine. The guard thaws then, so wait for its end; only if
-    the list is still there after that, thaw in its place. A guard that lives is left alone: it may
-    be inside a FIFREEZE, and it knows better than the list what it has frozen. Yields when that
-    takes longer than a step of a thaw; whoever goes on waits without limit."""
+def thaw_after_death(run_dir: Path, patience: float = STEP_PATIENCE) -> Iterator[bool]:
+    """For a process that outlived the engine. The guard thaws then, so give it `patience` seconds;
+    if the list is still there, thaw in its place, whatever state it is in. Yields as thaw_listed
+    does."""
     with contextlib.suppress(OSError, FrozenListError):
         with opened(run_dir) as listed:
             guard = listed.guard
-        if not stops_deciding(guard, STEP_PATIENCE):
-            yield False
-            stops_deciding(guard, None)
+        stops_deciding(guard, patience)
         yield from thaw_listed(run_dir, lambda _: None)
 
 
-def stops_deciding(guard: ProcessId, patience: float | None) -> bool:
+def stops_deciding(guard: ProcessId, patience: float) -> bool:
     """Wake the guard should it be stopped, and wait until it has ended or been killed; False if it
-    still decides. Nothing but its state tells that it was killed while it is inside a FIFREEZE, so
-    that is looked at now and then."""
+    still decides. A kill while it is inside a FIFREEZE ends nothing but its main thread."""
     process = guard.open()
     if process is None:
         return True
     try:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(process, signal.SIGCONT)
-        while is_guard(guard.pid):
-            if has_ended(process, STEP_PATIENCE if patience is None else patience):
-                return True
-            if patience is not None:
-                return not is_guard(guard.pid)
-        return True
+        return not is_guard(guard.pid) or has_ended(process, patience) or not is_guard(guard.pid)
     finally:
         os.close(process)
 

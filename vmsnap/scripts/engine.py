@@ -64,6 +64,9 @@ class AppScripts:
     def script(self, phase: str) -> Script | None:
         return self.app.pre if phase == "pre" else self.app.post
 
+    def watch(self, seconds: float) -> None:
+        self._link.watch(seconds)
+
     def start(self, phase: str, env: Mapping[str, str]) -> None:
         self.pre_started = self.pre_started or phase == "pre"
         self._phase, self._began, self._attempts = phase, time.monotonic(), 0

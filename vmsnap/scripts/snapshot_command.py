@@ -2,7 +2,7 @@
 """The snapshot command: started while everything is frozen, its output kept in memory meanwhile.
 
 Everything that can be done before the freeze is: the command is looked up, its supervisor forked
-and its pipes made, so that inside the write stall there is one message, one spawn and the command
+and its pipes made, so that inside the write stall there is a message, a spawn and the command
 itself.
 
 Runs in: engine, supervisor. While frozen: no file, no journal, no import.
@@ -26,7 +26,6 @@ from vmsnap.system.waiter import Waiter
 OUTPUT_BYTES = 64 << 20
 AFTER_EXPIRY = 10.0  # seconds that the command may go on after the hold has expired
 SUPERVISOR_PATIENCE = 10.0  # seconds for a supervisor to send how the command ended
-HOLD_PATIENCE = 5.0  # seconds after which a hold that expired must have ended
 
 
 class Stream:
@@ -73,7 +72,6 @@ class Command:
             order = supervisor.order()
             if order is None:
                 return
-            supervisor.watch_hold(order["hold"] + HOLD_PATIENCE)
             environment = {**os.environ, **order["env"]}
 
             def start() -> int:
@@ -100,10 +98,13 @@ class Command:
         for fd in writers:
             os.close(fd)
 
-    def start(self, hold: float, env: Mapping[str, str]) -> None:
+    def watch(self, seconds: float) -> None:
+        self._link.watch(seconds)
+
+    def start(self, env: Mapping[str, str]) -> None:
         """`env` is added to the environment of this process."""
         self._began = time.monotonic()
-        self._link.send(hold=hold, env=dict(env))
+        self._link.send(env=dict(env))
 
     def stop(self) -> None:
         """Ask for its end, once."""

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from vmsnap.freeze.frozen_list import thaw_after_death
+from vmsnap.freeze.thaw import STEP_PATIENCE
 from vmsnap.system.process import (
     PIPE_READS,
     ExitStatus,
@@ -57,6 +58,11 @@ class Link:
     def send(self, **message: object) -> None:
         with contextlib.suppress(ConnectionError):  # it died: receive() says so
             self._channel.send(json.dumps(message).encode())
+
+    def watch(self, seconds: float) -> None:
+        """Set the fallback watchdog: after this time the supervisor thaws what is still frozen, for
+        when engine and guard are both stopped. The last one set counts."""
+        self.send(watch=seconds)
 
     def receive(self) -> dict[str, Any] | None:
         """The next message, to be called when there is one; None if the supervisor is gone."""
@@ -108,7 +114,7 @@ class Supervisor:
         self.channel = channel
         self.alone = False  # the engine is dead
         self.discard: set[int] = set()  # pipes that outlived their program: read, so nobody blocks
-        self.thawed_by: float | None = None  # monotonic; see watch_hold
+        self.thawed_by: float | None = None  # monotonic; see Link.watch
         self.thaws: list[Iterator[bool]] = []  # begun here; some wait for a FIFREEZE to return
         self._run_directory = run_dir
         self._statuses: dict[int, int] = {}
@@ -139,11 +145,6 @@ class Supervisor:
                 self._wait(None)
         return None
 
-    def watch_hold(self, seconds: float) -> None:
-        """A fallback watchdog: thaw after this time what is still frozen, for when engine and guard
-        are both stopped."""
-        self.thawed_by = time.monotonic() + seconds
-
     def _wait(self, deadline: float | None, *sources: int) -> set[int]:
         """Sleep; then reap, receive orders, and drain discarded pipes."""
         fds = [*sources, *self.discard]
@@ -158,18 +159,20 @@ class Supervisor:
                 os.close(fd)
         if self.channel.fileno() in ready:
             message = receive(self.channel)
-            if message is not None:
-                self._orders.append(message)
-            else:
+            if message is None:
                 self.alone = True
-                self._thaw()
+                self._thaw(STEP_PATIENCE)
+            elif "watch" in message:
+                self.thawed_by = time.monotonic() + message["watch"]
+            else:
+                self._orders.append(message)
         if self.thawed_by is not None and time.monotonic() >= self.thawed_by:
             self.thawed_by = None
-            self._thaw()
+            self._thaw(0.0)
         return ready
 
-    def _thaw(self) -> None:
-        self.thaws.append(thaw_after_death(self._run_directory))
+    def _thaw(self, patience: float) -> None:
+        self.thaws.append(thaw_after_death(self._run_directory, patience))
         next(self.thaws[-1], None)
 
     def _reap(self) -> None:

@@ -40,6 +40,9 @@ class CallerTaker:
     def prepare(self, session: Session) -> None:
         """Nothing: the caller is ready."""
 
+    def watch(self, seconds: float) -> None:
+        """Nothing: systemd's watchdog ends an engine that is stopped."""
+
     def take(self, session: Session) -> bool:
         """Hold until the unit is stopped, and thaw."""
         hold = session.begin_hold()

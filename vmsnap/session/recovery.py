@@ -55,6 +55,8 @@ class NoTaker:
 
     def prepare(self, session: Session) -> None: ...
 
+    def watch(self, seconds: float) -> None: ...
+
     def take(self, session: Session) -> bool:
         return False
 

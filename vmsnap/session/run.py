@@ -34,6 +34,10 @@ class CommandTaker:
         grace = session.found.settings.kill_grace
         self.command = Command(path, argv, session.options.run_dir, grace, session.lock)
 
+    def watch(self, seconds: float) -> None:
+        if self.command:
+            self.command.watch(seconds)
+
     def take(self, session: Session) -> bool:
         """Run the command, and thaw as soon as it has ended."""
         command = self.command
@@ -44,7 +48,7 @@ class CommandTaker:
             "TMPDIR": str(session.temporary),  # /tmp may be frozen
         }
         hold = session.begin_hold()
-        command.start(hold.seconds, env)
+        command.start(env)
         session.publish(Phase.SNAPSHOT)
         end = self.wait(session, command, hold)
         session.record.mark("snapshot-ended")

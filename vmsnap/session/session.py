@@ -45,6 +45,8 @@ from vmsnap.session.options import Options
 from vmsnap.system.files import make_private, remove_tree
 from vmsnap.system.waiter import Waiter
 
+WATCH_PATIENCE = 5.0  # seconds
+
 
 class SnapshotTaker(Protocol):
     """Who takes the snapshot of a session: a command, or the caller that started the unit."""
@@ -56,6 +58,9 @@ class SnapshotTaker(Protocol):
 
     def prepare(self, session: Session) -> None:
         """Make ready, while nothing is quiesced yet."""
+
+    def watch(self, seconds: float) -> None:
+        """Have what outlives the engine thaw after this time what is still frozen then."""
 
     def take(self, session: Session) -> bool:
         """Let the snapshot be taken, and thaw. Return whether it was."""
@@ -233,6 +238,7 @@ class Session:
         self.record.enter(Phase.FREEZE, f"Filesystems to freeze: {len(freezer.filesystems)}")
         # From here to the thaw: no file, no journal, no import, no terminal.
         self.journal.buffer()
+        self.watch(settings.freeze_timeout + self.hold_seconds)
         if not self.waiter.interrupted:
             self.record.fail(*freezer.freeze())
         if freezer.held_at is None:
@@ -240,6 +246,13 @@ class Session:
         else:
             count = f"Filesystems frozen: {len(freezer.filesystems)}"
             self.record.send(count, Event.FROZEN)
+
+    def watch(self, seconds: float) -> None:
+        """Set the fallback watchdogs of all supervisors, for a little later than the guard's own
+        deadline in `seconds`: should engine and guard both be stopped."""
+        for scripts in self.scripts:
+            scripts.watch(seconds + WATCH_PATIENCE)
+        self.taker.watch(seconds + WATCH_PATIENCE)
 
     def thaw(self) -> None:
         if self.freezer is None or self.record.phase is Phase.THAW:
@@ -270,6 +283,7 @@ class Session:
     def begin_hold(self) -> Hold:
         self.record.begin(Phase.SNAPSHOT)
         self.hold = Hold(self.freezer, self.waiter, self.hold_seconds)
+        self.watch(self.hold_seconds)
         return self.hold
 
     def report(self, known: Callable[[Result], Result] = lambda result: result) -> Result:
