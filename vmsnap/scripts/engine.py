@@ -12,6 +12,7 @@ Runs in: engine. While frozen: no file, no journal, no import.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,10 +22,10 @@ from vmsnap.journal.sender import Journal
 from vmsnap.scripts.output import LINES
 from vmsnap.scripts.runner import Runner, ScriptRun
 from vmsnap.scripts.supervisor import Link, supervise
-from vmsnap.system.files import make_private
 from vmsnap.system.waiter import Waiter
 
 SUPERVISOR_PATIENCE = 10.0  # seconds that a supervisor may take longer than its script and the kill
+REPLACEMENTS = 5  # of one app's supervisor
 SUPERVISOR = "vmsnap-scripts"  # the name of the process
 
 
@@ -48,11 +49,12 @@ class AppScripts:
         self._began = 0.0
         self._attempts = 0
         self._env: dict[str, str] = {}
-        self._replaced = False
+        self._replacements = 0
         self._lock = lock
         self._runner = Runner(app, session, run_dir, grace, journal, lines)
-        if not self._runner.directory.exists():  # it does after an engine was killed
-            make_private(self._runner.directory)
+        self._pending = self._runner.pending
+        if self._pending.vanished:  # else it is from an engine that was killed
+            self._pending.begin(pre=app.pre is not None)
         self._link = self._supervise()
 
     def _supervise(self) -> Link:
@@ -80,9 +82,8 @@ class AppScripts:
         """The script's result, or the number of the attempt that has begun."""
         message = self._link.receive()
         if message is None:
-            if self._phase == "post" and self._attempts == 0 and not self._replaced:
-                self._replaced = True  # once: it must run, even if the supervisor was killed
-                self._link = self._supervise()
+            due = self._phase == "post" and not self._pending.post_started
+            if due and self._replace():
                 self._link.send(run=self._phase, env=self._env)
                 return None
             return self.lost("its supervisor was killed")
@@ -92,6 +93,16 @@ class AppScripts:
             self._attempts = int(message["attempt"])
             return self._attempts
         return ScriptRun(**message)
+
+    def _replace(self) -> bool:
+        """Start another supervisor in the place of one that was killed. False if there can be no
+        more."""
+        self._replacements += 1
+        with contextlib.suppress(OSError):
+            if self._replacements <= REPLACEMENTS:
+                self._link = self._supervise()
+                return True
+        return False
 
     def lost(self, why: str) -> ScriptRun:
         seconds = time.monotonic() - self._began

@@ -18,11 +18,19 @@ from pathlib import Path
 from vmsnap.config.app import App, Script
 from vmsnap.journal.sender import Event, Journal, Priority
 from vmsnap.scripts.output import Output
+from vmsnap.scripts.pending import Pending
 from vmsnap.scripts.supervisor import Supervisor
-from vmsnap.system.files import remove_tree
-from vmsnap.system.process import ExitStatus, spawn
+from vmsnap.system.process import (
+    ExitStatus,
+    descendants,
+    having_environment,
+    not_started,
+    spawn,
+)
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SHORTAGE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+SHORTAGE_PAUSE = 0.2  # seconds
 ATTEMPTS_TOLD = 100  # a script that fails at once can be started a million times
 
 
@@ -55,7 +63,7 @@ class Runner:
         self, app: App, session: str, run_dir: Path, grace: float, journal: Journal, lines: int
     ) -> None:
         self.app, self.run, self.grace = app, run_dir, grace
-        self.directory = run_dir / "scripts" / session / app.name
+        self.pending = Pending(run_dir, session, app.name)
         self.room = {"pre": lines // 2, "post": lines // 2}  # records of output, over all attempts
         self.journal = Journal({**journal.fields, "VMSNAP_APP": app.name})
         self.environment = {
@@ -64,20 +72,25 @@ class Runner:
             "HOME": "/root",
             "VMSNAP_SESSION": session,
             "VMSNAP_APP": app.name,
-            "VMSNAP_SCRIPT_DIR": str(self.directory),
+            "VMSNAP_SCRIPT_DIR": str(self.pending.private),
         }
 
     def serve(self, supervisor: Supervisor) -> None:
         os.chdir("/")
-        started: set[str] = set()
+        begun: set[str] = set()
         while (order := supervisor.order()) is not None:
             phase = str(order["run"])
-            started.add(phase)
+            begun.add(phase)
             run = self.run_script(supervisor, phase, order["env"])
-            if phase == "post":  # nothing is pending any more (session/recovery.py)
-                remove_tree(self.directory)
+            if phase == "pre":
+                self.pending.pre_ended()
+            else:
+                self.pending.end()
             supervisor.send(phase=phase, **asdict(run))
-        if "pre" in started and "post" not in started and self.app.post:
+        pending = self.pending.post
+        if self.pending.vanished:  # better twice than never
+            pending = "pre" in begun and "post" not in begun
+        if pending and self.app.post:
             self.journal.send(
                 f"The session ended before its time; running the post-script of {self.app.name}",
                 Event.NOTE.value,
@@ -86,14 +99,13 @@ class Runner:
             )
             abandoned = {"VMSNAP_OUTCOME": "failed", "VMSNAP_CONSISTENCY": "none"}
             self.run_script(supervisor, "post", abandoned)
-        remove_tree(self.directory)
-        with contextlib.suppress(OSError):  # the last app of the session succeeds
-            self.directory.parent.rmdir()
-            self.directory.parent.parent.rmdir()
+        self.pending.end()
 
     def run_script(self, supervisor: Supervisor, phase: str, extra: Mapping[str, str]) -> ScriptRun:
         script = self.app.pre if phase == "pre" else self.app.post
         assert script is not None
+        if phase == "post" and self.pending.pre_may_run:  # left by a supervisor that was killed
+            supervisor.end(self.pre_script, self.grace)
         begin = time.monotonic()
         deadline = begin + script.budget
         attempt = 0
@@ -120,6 +132,14 @@ class Runner:
             attempt, ending.exit, ending.signal, seconds, ending.timed_out, reason, tail
         )
 
+    def pre_script(self) -> set[int]:
+        """The processes of the pre-script, whoever their parent is: those with its environment, and
+        what is below them."""
+        names = ("VMSNAP_SESSION", "VMSNAP_APP")
+        ours = {f"{name}={self.environment[name]}".encode() for name in names}
+        found = having_environment(ours | {b"VMSNAP_PHASE=pre"})
+        return found | descendants(*found)
+
     def attempt(
         self,
         supervisor: Supervisor,
@@ -128,27 +148,21 @@ class Runner:
         env: Mapping[str, str],
         deadline: float,
     ) -> tuple[ExitStatus, str]:
-        """Start the script once. Its output goes to the journal; the end of it is returned."""
-        before = supervisor.living()  # what a successful pre-script left running
-        output = Output(self.journal, phase, self.room[phase])
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        null = os.open("/dev/null", os.O_RDONLY)
-
-        def start() -> int:
+        """Start the script once, as soon as there are processes, memory and descriptors for it. Its
+        output goes to the journal; the end of it is returned."""
+        survive = phase == "post"
+        while True:
             try:
-                # By its path and not by a descriptor, because a script started as /dev/fd/N does
-                # not know its own name. Only root could have exchanged it since it was checked.
-                status = Path(script.path).stat()
-                if (status.st_dev, status.st_ino) != script.identity:
-                    raise OSError(errno.ESTALE, "it was replaced after it had been checked")
-                argv = [script.path, *script.params]
-                return spawn(argv, env, stdin=null, stdout=write, stderr=write)
-            finally:
-                os.close(write)
-
-        ending = supervisor.run(start, deadline, read, output.take, survive=phase == "post")
-        os.close(null)
+                before = supervisor.living()  # what a successful pre-script left running
+                pid, read = self.start(script, phase, env)
+                break
+            except OSError as e:
+                # Nothing announces that a shortage is over.
+                short = e.errno in SHORTAGE and time.monotonic() < deadline
+                if not (short and supervisor.pause(SHORTAGE_PAUSE, survive)):
+                    return not_started(e), ""
+        output = Output(self.journal, phase, self.room[phase])
+        ending = supervisor.run(pid, deadline, read, output.take, survive)
         if ending.ok:
             # What the script left running would be killed by SIGPIPE at its next word, and what it
             # holds for the application with it.
@@ -159,3 +173,29 @@ class Runner:
         output.end()
         self.room[phase] = output.room
         return ending, output.last_words()
+
+    def start(self, script: Script, phase: str, env: Mapping[str, str]) -> tuple[int, int]:
+        """Return its pid, and where its output can be read. Raises OSError."""
+        with contextlib.ExitStack() as stack:
+            read, write = os.pipe()
+            undo = stack.enter_context(contextlib.ExitStack())
+            undo.callback(os.close, read)
+            stack.callback(os.close, write)
+            os.set_blocking(read, False)
+            null = os.open("/dev/null", os.O_RDONLY)
+            stack.callback(os.close, null)
+            # By its path and not by a descriptor, because a script started as /dev/fd/N does not
+            # know its own name. Only root could have exchanged it since it was checked.
+            status = Path(script.path).stat()
+            if (status.st_dev, status.st_ino) != script.identity:
+                raise OSError(errno.ESTALE, "it was replaced after it had been checked")
+            pid = spawn(
+                [script.path, *script.params],
+                env,
+                stdin=null,
+                stdout=write,
+                stderr=write,
+                empty=self.pending.started(phase),
+            )
+            undo.pop_all()
+            return pid, read

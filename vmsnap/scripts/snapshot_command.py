@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vmsnap.scripts.supervisor import Link, Supervisor, supervise
-from vmsnap.system.process import PIPE_READS, READ_BYTES, ExitStatus, spawn
+from vmsnap.system.process import PIPE_READS, READ_BYTES, ExitStatus, not_started, spawn
 from vmsnap.system.waiter import Waiter
 
 OUTPUT_BYTES = 64 << 20
@@ -74,20 +74,16 @@ class Command:
                 return
             environment = {**os.environ, **order["env"]}
 
-            def start() -> int:
-                try:
-                    return spawn(
-                        [path, *argv[1:]],
-                        environment,
-                        stdin=0,
-                        stdout=writers[0],
-                        stderr=writers[1],
-                    )
-                finally:
-                    for fd in writers:
-                        os.close(fd)
-
-            ending = supervisor.run(start, None)
+            out, err = writers
+            ending, pid = ExitStatus(), 0
+            try:
+                pid = spawn([path, *argv[1:]], environment, stdin=0, stdout=out, stderr=err)
+            except OSError as e:
+                ending = not_started(e)
+            for fd in writers:
+                os.close(fd)
+            if pid:
+                ending = supervisor.run(pid, None)
             # At once: everything is frozen until this is received.
             supervisor.send(**asdict(ending))
             if not ending.ok:

@@ -185,23 +185,18 @@ class Supervisor:
 
     def run(
         self,
-        start: Callable[[], int],
+        pid: int,
         deadline: float | None,
         output: int | None = None,
         take: Callable[[bytes], None] = lambda _: None,
         survive: bool = False,
     ) -> ExitStatus:
-        """Run one program to its end, the deadline (monotonic) or the engine's order to stop.
+        """Wait for the end of a program, the deadline (monotonic) or the engine's order to stop.
 
         The death of the engine is such an order too, unless the program is to `survive` it.
         Whatever it writes to the pipe `output` is given to `take` as it comes. Its end counts, not
         the pipe's: a child that keeps the pipe open delays nothing.
         """
-        self._statuses.clear()
-        try:
-            pid = start()
-        except OSError as e:
-            return ExitStatus(error=f"could not be started: {e.strerror or e}")
         sources = () if output is None else (output,)
         while True:
             ready = self._wait(deadline, *sources)
@@ -210,12 +205,27 @@ class Supervisor:
             if pid in self._statuses:
                 if output is not None:
                     drain(output, take, reads=PIPE_READS)
-                return exit_status(self._statuses[pid])
-            if any("stop" in order for order in self._orders) or (self.alone and not survive):
-                self._orders = [order for order in self._orders if "stop" not in order]
+                status = exit_status(self._statuses[pid])
+                self._statuses.clear()
+                return status
+            if self._stopped(survive):
                 return ExitStatus(stopped=True)
             if deadline is not None and time.monotonic() >= deadline:
                 return ExitStatus(timed_out=True)
+
+    def pause(self, seconds: float, survive: bool = False) -> bool:
+        """Wait; False if what runs is to stop meanwhile (see run)."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self._stopped(survive):
+                return False
+            self._wait(deadline)
+        return True
+
+    def _stopped(self, survive: bool) -> bool:
+        ordered = any("stop" in order for order in self._orders)
+        self._orders = [order for order in self._orders if "stop" not in order]
+        return ordered or (self.alone and not survive)
 
     def end_everything(
         self,
@@ -224,23 +234,39 @@ class Supervisor:
         output: int | None = None,
         take: Callable[[bytes], None] = lambda _: None,
     ) -> None:
-        """SIGTERM to all descendants but `spare`, SIGKILL after `grace` seconds to what is left.
-        Their last output is still read."""
-        sources = () if output is None else (output,)
+        """End all descendants but `spare`, as end() does."""
         spared = set(spare)
+
+        def left() -> set[int]:
+            return descendants(os.getpid()) - spared - descendants(*spared)
+
+        self.end(left, grace, output, take)
+
+    def end(
+        self,
+        left: Callable[[], set[int]],
+        grace: float,
+        output: int | None = None,
+        take: Callable[[bytes], None] = lambda _: None,
+    ) -> None:
+        """SIGTERM to the processes that are `left`, SIGKILL after `grace` seconds. Their last
+        output is still read."""
+        sources = () if output is None else (output,)
         for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_PATIENCE)):
             deadline = time.monotonic() + patience
             signalled: set[int] = set()
-            while left := descendants(os.getpid()) - spared - descendants(*spared):
-                for pid in left - signalled:
+            while pids := left():
+                for pid in pids - signalled:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
                         if number == signal.SIGTERM:
                             os.kill(pid, signal.SIGCONT)  # a stopped process gets nothing else
-                signalled |= left
+                signalled |= pids
                 if time.monotonic() >= deadline:
                     break
-                if output in self._wait(deadline, *sources) and output is not None:
+                with pidfds(pids) as ends:  # of some we are not the parent, who gets SIGCHLD
+                    ready = self._wait(deadline, *sources, *ends)
+                if output in ready and output is not None:
                     sources = sources if drain(output, take, reads=1) else ()
             self._reap()
         if output is not None:
@@ -253,3 +279,18 @@ class Supervisor:
         except ChildProcessError:
             return set()
         return descendants(os.getpid())
+
+
+@contextlib.contextmanager
+def pidfds(pids: Iterable[int]) -> Iterator[list[int]]:
+    """One for each process that is still there, as far as descriptors are."""
+    opened: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    opened.append(os.pidfd_open(pid))
+        yield opened
+    finally:
+        for fd in opened:
+            os.close(fd)

@@ -4,8 +4,8 @@
 Its guard thaws and its supervisors run the post-scripts by themselves. This is for what they did
 not do, having been killed too, and for the result of the session. It is
 called by ExecStopPost= of a unit, which leaves the sessions of others alone, by the
-next session, and by `vmsnap thaw --force`. Each app whose post-script is pending has its private
-directory in the run directory.
+next session, and by `vmsnap thaw --force`. Which post-scripts are pending is on record in the run
+directory (scripts/pending.py).
 
 Runs in: engine, caller (`vmsnap thaw --force`), forks of both that thaw. What a killed session has
 left frozen may stay so; nothing but such a fork waits for it.
@@ -39,6 +39,7 @@ from vmsnap.journal.sender import Event, Journal, Priority
 from vmsnap.progress import Progress
 from vmsnap.result import Phase, Result, SnapshotResult
 from vmsnap.scripts.engine import SUPERVISOR
+from vmsnap.scripts.pending import Pending
 from vmsnap.session import lock
 from vmsnap.session.notify import Manager, outcome_line
 from vmsnap.session.options import Options
@@ -83,8 +84,9 @@ def end_lost(
     session.record.fail(Problem(Kind.ENGINE_LOST, message, lost.phase))
     session.found = checks.inspect(options.etc)
     if lock >= 0 or not supervised():  # only then is what is pending certain
-        pending = run_dir / "scripts" / session.id
-        session.supervise([x for x in session.found.runnable if (pending / x.name).exists()])
+        session.supervise(
+            [x for x in session.found.runnable if Pending(run_dir, session.id, x.name).post]
+        )
     if session.scripts:
         for scripts in session.scripts:
             scripts.pre_started = True

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vmsnap.system.waiter import Waiter
 
@@ -37,14 +38,18 @@ def spawn(
     stdout: int,
     stderr: int,
     inherit: Iterable[int] = (),
+    empty: Path | None = None,
 ) -> int:
     """Start a program in a session of its own and return its pid. Raises OSError.
 
     It inherits the three descriptors given, those of `inherit` under their own numbers and no
-    others; all signals are back to their defaults. A script without #! is run by /bin/sh, as a
-    shell does it.
+    others; all signals are back to their defaults. The file `empty` is emptied by the new process,
+    right before it becomes the program. A script without #! is run by /bin/sh, as a shell does it.
     """
-    actions = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((stdin, stdout, stderr))]
+    actions: list[tuple[Any, ...]] = []
+    if empty:  # as its stdin, until the next action replaces that
+        actions.append((os.POSIX_SPAWN_OPEN, 0, os.fspath(empty), os.O_WRONLY | os.O_TRUNC, 0))
+    actions += [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((stdin, stdout, stderr))]
     # Duplicating a descriptor onto itself makes it survive the exec (glibc 2.29).
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in inherit]
     uncatchable = {signal.SIGKILL, signal.SIGSTOP}
@@ -130,6 +135,10 @@ def has_ended(process: int, patience: float | None) -> bool:
     poll = select.poll()  # select(2) knows no descriptor above 1023
     poll.register(process, select.POLLIN)
     return bool(poll.poll(None if patience is None else math.ceil(patience * 1000)))
+
+
+def not_started(error: OSError) -> ExitStatus:
+    return ExitStatus(error=f"could not be started: {error.strerror or error}")
 
 
 def fork(body: Callable[[], None], name: str, keep: Collection[int]) -> int:
@@ -249,6 +258,17 @@ def descendants(*ancestors: int) -> set[int]:
         for child in children.get(queue.pop(), ()):
             found.add(child)
             queue.append(child)
+    return found
+
+
+def having_environment(wanted: Collection[bytes]) -> set[int]:
+    """All living processes that were started with all of these, as in b"NAME=value"."""
+    found: set[int] = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                if set(wanted) <= set(Path("/proc", name, "environ").read_bytes().split(b"\0")):
+                    found.add(int(name))
     return found
 
 

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of an app's post-script: pending from the start of its pre-script until its own start.
+
+It is three files in the run directory, so that it outlives every process, and whoever comes next
+can run what is pending, once. A script is marked as started by the very process that becomes it,
+right before its exec, so that no kill can come in between. The files have one byte and are made
+before the pre-script; a mark empties one, for which even a full tmpfs has room.
+
+Runs in: engine, supervisor, caller. While frozen: only the files in the run directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from vmsnap.system.files import make_private, remove_tree
+
+PRE, PRE_ENDED, POST = "pre", "pre-ended", "post"
+
+
+class Pending:
+    """The record of one app in one session. `private` is the directory for its scripts."""
+
+    def __init__(self, run_dir: Path, session: str, app: str) -> None:
+        self.directory = run_dir / "scripts" / session / app
+        self.private = self.directory / "private"
+
+    def begin(self, pre: bool) -> None:
+        """Nothing has been started yet. Without a pre-script the other one is pending already.
+        Raises OSError."""
+        make_private(self.private)
+        for name in (PRE, PRE_ENDED, POST):
+            (self.directory / name).write_bytes(b"." if pre or name == POST else b"")
+
+    def started(self, phase: str) -> Path | None:
+        """What the start of this script has to empty (O_TRUNC); None if the file has vanished."""
+        path = self.directory / phase
+        return path if path.exists() else None
+
+    def pre_ended(self) -> None:
+        with contextlib.suppress(OSError), (self.directory / PRE_ENDED).open("r+b") as file:
+            file.truncate()
+
+    @property
+    def pre_may_run(self) -> bool:
+        """Whether the pre-script was started, and its end was not seen."""
+        return self._marked(PRE) and not self._marked(PRE_ENDED)
+
+    @property
+    def post(self) -> bool:
+        """Whether the post-script is pending."""
+        return self._marked(PRE) and not self.post_started
+
+    @property
+    def post_started(self) -> bool:
+        return self._marked(POST)
+
+    @property
+    def vanished(self) -> bool:
+        """Somebody has removed the record."""
+        return not self.directory.exists()
+
+    def _marked(self, name: str) -> bool:
+        try:
+            return (self.directory / name).stat().st_size == 0
+        except OSError:
+            return False
+
+    def end(self) -> None:
+        """Nothing is pending any more. The last app of a session removes what is around."""
+        remove_tree(self.directory)
+        with contextlib.suppress(OSError):
+            self.directory.parent.rmdir()
+            self.directory.parent.parent.rmdir()
