@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from vmsnap.freeze.frozen_list import thaw_after_death
-from vmsnap.freeze.thaw import STEP_PATIENCE
 from vmsnap.system.process import (
     PIPE_READS,
     ExitStatus,
@@ -161,19 +160,19 @@ class Supervisor:
             message = receive(self.channel)
             if message is None:
                 self.alone = True
-                self._thaw(STEP_PATIENCE)
+                self._thaw(thaw_after_death(self._run_directory))
             elif "watch" in message:
                 self.thawed_by = time.monotonic() + message["watch"]
             else:
                 self._orders.append(message)
         if self.thawed_by is not None and time.monotonic() >= self.thawed_by:
             self.thawed_by = None
-            self._thaw(0.0)
+            self._thaw(thaw_after_death(self._run_directory, patience=0.0))
         return ready
 
-    def _thaw(self, patience: float) -> None:
-        self.thaws.append(thaw_after_death(self._run_directory, patience))
-        next(self.thaws[-1], None)
+    def _thaw(self, thaw: Iterator[bool]) -> None:
+        self.thaws.append(thaw)
+        next(thaw, None)
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pending post-script is run by whoever comes next, once, and never before its pre-script ended:
+supervisors are killed at the worst moments, and resources run short."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from .faults import kill_all
+from .lab import Lab
+from .processes import children, wait_for_end, wait_until
+from .running import Session
+
+POST = "resumed $VMSNAP_OUTCOME $VMSNAP_CONSISTENCY"
+# The engine dies when it has forked another supervisor, before that is told anything.
+KILLED_AFTER_REPLACING = """
+import os, signal, sys
+from vmsnap.cli import main
+from vmsnap.scripts.engine import AppScripts
+supervise, count = AppScripts._supervise, []
+def counted(self):
+    link = supervise(self)
+    count.append(link)
+    if len(count) > 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return link
+AppScripts._supervise = counted
+sys.exit(main.main())
+"""
+# A supervisor dies when it has announced the post-script, before that is started; once.
+KILLED_BEFORE_THE_START = """
+import os, signal, sys
+from pathlib import Path
+from vmsnap.cli import main
+from vmsnap.scripts import runner
+spawn, once = runner.spawn, Path(MARK)
+def dying(argv, env, **more):
+    if env["VMSNAP_PHASE"] == "post" and not once.exists():
+        once.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return spawn(argv, env, **more)
+runner.spawn = dying
+sys.exit(main.main())
+"""
+# fork(2) fails for a while, as with pids.max.
+NO_PROCESSES = """
+import errno, os, sys
+from vmsnap.cli import main
+from vmsnap.scripts import runner
+spawn, failures = runner.spawn, []
+def failing(argv, env, **more):
+    if len(failures) < 3:
+        failures.append(argv)
+        raise OSError(NUMBER, os.strerror(NUMBER))
+    return spawn(argv, env, **more)
+runner.spawn = failing
+sys.exit(main.main())
+"""
+KILLED_IN_ITS_RECOVERY = """
+import os, signal, sys
+from vmsnap.cli import main
+from vmsnap.scripts.engine import AppScripts
+AppScripts.start = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(main.main())
+"""
+
+
+def python(program: str, **values: object) -> tuple[str, ...]:
+    for name, value in values.items():
+        program = program.replace(name, repr(value))
+    return (sys.executable, "-IBc", program)
+
+
+def supervisor(session: Session) -> int:
+    (pid,) = session.below("vmsnap-scripts")
+    return pid
+
+
+def database(lab: Lab, seconds: int = 30) -> None:
+    lab.filesystem()
+    lab.app(pre="exit 0", post=lab.say(POST), timeoutInSeconds=seconds)
+
+
+def resumed(lab: Lab) -> list[str]:
+    """How the post-script was run, in all."""
+    lab.wait_for_rest()
+    return [word for word in lab.events.heard if word.startswith("resumed")]
+
+
+# --- supervisors that are killed -----------------------------------------------------------------
+
+
+def test_a_supervisor_that_was_told_nothing_runs_what_is_pending(lab: Lab) -> None:
+    database(lab)
+    session = lab.hold(program=python(KILLED_AFTER_REPLACING))
+    os.kill(supervisor(session), signal.SIGKILL)
+    lab.release()
+    assert session.process.wait() == -signal.SIGKILL
+    lab.events.wait("resumed")
+    assert resumed(lab) == ["resumed failed none"]
+    assert not (lab.run_directory / "scripts").exists()
+
+
+def test_a_post_script_that_was_announced_but_not_started_is_run(lab: Lab) -> None:
+    database(lab)
+    outcome = lab.run("exit 0", program=python(KILLED_BEFORE_THE_START, MARK=str(lab.shm / "once")))
+    assert outcome.verdict == ("success", "application", 0)
+    assert resumed(lab) == ["resumed success application"]
+
+
+def test_a_supervisor_killed_in_the_hold_is_replaced_for_the_post_script(lab: Lab) -> None:
+    database(lab)
+    session = lab.hold()
+    os.kill(supervisor(session), signal.SIGKILL)
+    lab.release()
+    assert session.finish().verdict == ("success", "application", 0)
+    assert resumed(lab) == ["resumed success application"]
+
+
+def test_a_post_script_whose_supervisor_was_killed_is_not_run_again(lab: Lab) -> None:
+    lab.filesystem()
+    lab.app(pre="exit 0", post=f"{lab.say('resumed')}; {lab.stop_at('post')}")
+    session = lab.start("exit 0")
+    lab.events.wait("resumed", session)
+    os.kill(supervisor(session), signal.SIGKILL)
+    outcome = session.finish()
+    lab.open("post")
+    assert outcome.errors == ["Post-ScriptExecutionFailed"]
+    assert resumed(lab) == ["resumed"]
+
+
+def test_force_that_is_killed_in_its_recovery_leaves_nothing_pending(lab: Lab) -> None:
+    database(lab)
+    kill_all(lab.hold())
+    lab.release()
+    killed = lab.vmsnap("thaw", "--force", program=python(KILLED_IN_ITS_RECOVERY))
+    assert killed.code == -signal.SIGKILL
+    lab.events.wait("resumed")
+    assert resumed(lab) == ["resumed failed none"]
+    assert lab.vmsnap("thaw", "--force").code == 0
+    assert lab.vmsnap("status", "--json").result["last"]["errors"][0]["name"] == "EngineLost"
+    assert resumed(lab) == ["resumed failed none"]
+
+
+# --- a pre-script that outlives its supervisor ---------------------------------------------------
+
+
+def lingering(lab: Lab) -> Path:
+    """An app whose post-script says whether its pre-script still runs."""
+    lab.filesystem()
+    pid = lab.shm / "pid"
+    lab.app(
+        pre=f"echo $$ >{pid}; {lab.say('quiesced')}; {lab.stop_at('pre')}",
+        post=f"grep -q '^State:.[^ZX]' /proc/$(cat {pid})/status"
+        f" && {lab.say('resumed early')} || {lab.say('resumed')}",
+    )
+    return pid
+
+
+def test_a_pre_script_whose_supervisor_was_killed_is_ended_before_the_post_script(lab: Lab) -> None:
+    pid = lingering(lab)
+    session = lab.start("exit 0")
+    lab.events.wait("quiesced", session)
+    os.kill(supervisor(session), signal.SIGKILL)
+    outcome = session.finish()
+    assert "Pre-ScriptExecutionFailed" in outcome.errors
+    assert wait_for_end(int(pid.read_text()))
+    assert resumed(lab) == ["resumed"]
+
+
+@pytest.mark.parametrize("engine_too", [True, False])
+def test_the_recovery_ends_such_a_pre_script_before_the_post_script(
+    lab: Lab, engine_too: bool
+) -> None:
+    lingering(lab)
+    session = lab.start("exit 0")
+    lab.events.wait("quiesced", session)
+    if engine_too:
+        kill_all(session)
+        assert lab.vmsnap("thaw", "--force").code == 0
+    else:
+        os.kill(supervisor(session), signal.SIGKILL)
+        session.finish()
+    assert resumed(lab) == ["resumed"]
+
+
+# --- shortages -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", ["EAGAIN", "ENOMEM", "EMFILE", "ENFILE"])
+def test_a_shortage_is_waited_for_within_the_budget(lab: Lab, number: str) -> None:
+    database(lab)
+    program = python(NO_PROCESSES, NUMBER=getattr(errno, number))
+    outcome = lab.run("exit 0", program=program)
+    assert outcome.verdict == ("success", "application", 0)
+    assert resumed(lab) == ["resumed success application"]
+
+
+def test_a_shortage_that_lasts_for_the_budget_is_the_error(lab: Lab) -> None:
+    database(lab, seconds=1)
+    program = python(NO_PROCESSES.replace("< 3", "< 3000"), NUMBER=errno.EAGAIN)
+    outcome = lab.run("exit 0", program=program)
+    assert outcome.subjects[0] == ("Pre-ScriptExecutionFailed", "db")
+    assert "Resource temporarily unavailable" in outcome.result["errors"][0]["message"]
+
+
+def test_a_supervisor_without_descriptors_runs_the_post_script_when_it_has_some(lab: Lab) -> None:
+    database(lab)
+    session = lab.hold()
+    pid = supervisor(session)
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    lab.release()
+    wait_until(lambda: '"phase": "post"' in (lab.run_directory / "session.json").read_text())
+    wait_until(lambda: [p.state for p in children(session.pid) if p.pid == pid] == ["S"])
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    assert session.finish().verdict == ("success", "application", 0)
+    assert resumed(lab) == ["resumed success application"]
