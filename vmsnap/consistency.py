@@ -44,6 +44,8 @@ AT_MOST = {
     Kind.THAW_FAILED: Level.CRASH,
     Kind.HOLD_EXPIRED: Level.CRASH,
     Kind.THAWED_EARLY: Level.CRASH,
+    Kind.NOT_FROZEN: Level.CRASH,
+    Kind.BECAME_READ_ONLY: Level.APPLICATION,  # after the snapshot
     Kind.GUARD_LOST: Level.CRASH,
     Kind.ENGINE_LOST: Level.NONE,
     Kind.SNAPSHOT_FAILED: Level.NONE,

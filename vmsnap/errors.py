@@ -40,6 +40,14 @@ class Kind(Enum):
         "or leave it out with [freeze] exclude=",
         "8c84bd9f55a64307ad34ad389337bec4",
     )
+    NOT_FROZEN = (
+        "NotFrozen",
+        124,
+        "A filesystem was mounted, or became writable, after the plan was made; it was not frozen",
+        "Find what mounted or remounted it while the snapshot was being taken (automounters, "
+        "backup programs, containers that start) and make sure that it does not at that time",
+        "947d4cb82bcf4a21962ffb9127105657",
+    )
     THAW_FAILED = (
         "ThawFailed",
         125,
@@ -79,6 +87,14 @@ class Kind(Enum):
         "Find out who killed it (the kernel's log names victims of memory shortage, `systemctl "
         "status` a watchdog) and take the snapshot again: the one in progress cannot be relied on",
         "212ee4753fc54aac95464b84277a04fa",
+    )
+    BECAME_READ_ONLY = (
+        "BecameReadOnly",
+        133,
+        "A filesystem has been read-only since its thaw; the snapshot is not affected",
+        "The kernel has forced it, see `dmesg`: a process was killed while it thawed a btrfs, or "
+        "the disk fails. Stop what writes to it, unmount it, check it and mount it again",
+        "0eca0b2f0ee74f3fa24c5f882f45afac",
     )
     SNAPSHOT_FAILED = (
         "SnapshotFailed",

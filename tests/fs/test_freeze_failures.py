@@ -158,6 +158,44 @@ def test_debugging_into_a_filesystem_that_cannot_be_thawed_delays_no_post_script
     assert any("post-script of db succeeded" in text for text in receiver.messages())
 
 
+# --- what the plan could not know ----------------------------------------------------------------
+
+
+def test_a_filesystem_that_becomes_writable_during_the_hold_was_not_frozen(lab: Lab) -> None:
+    lab.filesystem("ext4")
+    late = lab.filesystem("xfs")
+    lab.mount("-o", "remount,ro", late.mount)
+    session = lab.hold()
+    lab.mount("-o", "remount,rw", late.mount)
+    (late.mount / "written").write_text("during the hold")
+    lab.release()
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "crash", 0)
+    assert outcome.subjects == [("NotFrozen", str(late.mount))]
+
+
+def test_a_filesystem_that_is_mounted_during_the_hold_was_not_frozen(lab: Lab) -> None:
+    lab.filesystem("ext4")
+    late = lab.filesystem("xfs")
+    lab.umount(late.mount)
+    session = lab.hold(only=[f"{lab.directory}/*"])
+    lab.mount("-o", "loop", late.image, late.mount)
+    lab.release()
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "crash", 0)
+    assert outcome.subjects == [("NotFrozen", str(late.mount))]
+
+
+def test_what_is_mounted_read_only_during_the_hold_is_no_trouble(lab: Lab) -> None:
+    lab.filesystem("ext4")
+    late = lab.filesystem("xfs")
+    lab.umount(late.mount)
+    session = lab.hold(only=[f"{lab.directory}/*"])
+    lab.mount("-o", "loop,ro", late.image, late.mount)
+    lab.release()
+    assert session.finish().verdict == ("success", "filesystem", 0)
+
+
 # --- during the hold -----------------------------------------------------------------------------
 
 

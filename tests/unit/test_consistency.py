@@ -38,6 +38,9 @@ TABLE = {
     "ThawedEarly": "crash",
     "GuardLost": "crash",
     "ThawFailed": "crash",
+    # what happened to filesystems meanwhile: one was not frozen, or does harm only afterwards
+    "NotFrozen": "crash",
+    "BecameReadOnly": "application",
     # no snapshot
     "EngineLost": "none",
     "SnapshotFailed": "none",
@@ -58,7 +61,9 @@ def expected(names: Iterable[str], apps: bool, freezing: bool) -> str:
     level = "application" if apps else "filesystem"
     for name in names:
         level = min(level, TABLE[name], key=RANKS.index)
-        if not freezing:  # freeze disabled and any of the above: nothing below is consistent
+        if (
+            not freezing and TABLE[name] != "application"
+        ):  # freeze disabled and any of the above: nothing below is consistent
             level = min(level, "crash", key=RANKS.index)
     return level
 

@@ -31,10 +31,12 @@ DESIGNED = {
     "Pre-ScriptTimeout": 308,
     "Post-ScriptTimeout": 309,
 }
-# The design has no error for these: a killed engine, our own settings, nothing to thaw, a document
-# that cannot be put into effect.
+# The design has no error for these: what happened to filesystems meanwhile, a killed engine, our
+# own settings, nothing to thaw, a document that cannot be put into effect.
 OURS = {
+    "NotFrozen": 124,
     "EngineLost": 129,
+    "BecameReadOnly": 133,
     "IncorrectSettings": 141,
     "NoSession": 142,
     "ProvisioningFailed": 143,

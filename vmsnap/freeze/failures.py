@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.freeze.filesystem import Filesystem
 from vmsnap.freeze.plan import Plan
+from vmsnap.freeze.thaw import is_read_only
 
 # Why the guard thawed without a command: the cause it sends, and what that means.
 CAUSES = {
@@ -64,6 +65,23 @@ def thaw_failures(filesystems: Iterable[Filesystem], lost: str) -> Iterator[Prob
         elif f.thaw_error or f.thawed_at is None:
             reason = os.strerror(f.thaw_error) if f.thaw_error else "FITHAW did not return"
             yield Problem(Kind.THAW_FAILED, f"{mount}: {reason}", "thaw", mount)
+
+
+def read_only_failures(filesystems: Iterable[Filesystem]) -> Iterator[Problem]:
+    """What was frozen, hence writable, and is not writable since the thaw."""
+    for f in filesystems:
+        if f.frozen_at is not None and f.thawed_at is not None and is_read_only(f.fd):
+            message = f"{f.entry.mount}: has become read-only in the thaw"
+            yield Problem(Kind.BECAME_READ_ONLY, message, "thaw", f.entry.mount)
+
+
+def newly_writable(before: Plan, after: Plan) -> Iterator[Problem]:
+    """What a later plan would act on, but not the one by which everything was frozen."""
+    known = {entry.device for entry in before.acted_on}
+    for entry in after.acted_on:
+        if entry.device not in known:
+            message = f"{entry.mount}: was mounted, or became writable, after the plan was made"
+            yield Problem(Kind.NOT_FROZEN, message, "thaw", entry.mount)
 
 
 def guard_failures(cause: str, lost: str, hold: float) -> Iterator[Problem]:

@@ -23,7 +23,12 @@ from pathlib import Path
 
 from vmsnap.errors import Kind, Problem
 from vmsnap.freeze import frozen_list
-from vmsnap.freeze.failures import freeze_failures, guard_failures, thaw_failures
+from vmsnap.freeze.failures import (
+    freeze_failures,
+    guard_failures,
+    read_only_failures,
+    thaw_failures,
+)
 from vmsnap.freeze.filesystem import Filesystem, open_plan
 from vmsnap.freeze.frozen_list import FROZEN_LIST
 from vmsnap.freeze.plan import Plan
@@ -231,6 +236,7 @@ class Freezer:
     def _what_went_wrong(self) -> list[Problem]:
         return [
             *thaw_failures(self.filesystems, self.lost),
+            *read_only_failures(self.filesystems),
             *guard_failures(self.cause, self.lost, self._hold),
         ]
 

@@ -21,7 +21,14 @@ from typing import Any
 
 from vmsnap.errors import VmsnapError
 from vmsnap.freeze.states import NOT_FROZEN, States
-from vmsnap.freeze.thaw import STEP_PATIENCE, THAWED, Suspect, restore_rcu, thaw_for_guard
+from vmsnap.freeze.thaw import (
+    STEP_PATIENCE,
+    THAWED,
+    Suspect,
+    is_read_only,
+    restore_rcu,
+    thaw_for_guard,
+)
 from vmsnap.system.process import ProcessId, has_ended
 
 FROZEN_LIST = "frozen.json"
@@ -157,6 +164,9 @@ def thaw_listed(
                 if reported.get(index) != error:
                     report(f"{listed.items[index].mount}: {meaning(error)}")
             reported = results
+            for suspect in suspects:
+                if results[suspect.index] == 0 and is_read_only(suspect.fd):
+                    report(f"{listed.items[suspect.index].mount}: has become read-only")
             good = not missing and not any(e not in THAWED for e in results.values())
             restore_rcu(listed.rcu_expedited)
             if good and remove:

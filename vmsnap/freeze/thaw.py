@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -114,6 +115,12 @@ class Call:
             self.error = 0
         except OSError as e:
             self.error = e.errno or errno.EIO
+
+
+def is_read_only(fd: int) -> bool:
+    """Of a filesystem that is not frozen. A kill inside FITHAW forces btrfs to be, which reads its
+    superblock again there (fs/btrfs/super.c, btrfs_unfreeze)."""
+    return bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
 
 
 def restore_rcu(before: str) -> None:

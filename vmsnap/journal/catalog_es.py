@@ -56,6 +56,20 @@ KINDS = {
         "Busque el otro programa que congela y descongela (otro agente de copias de seguridad, "
         "fsfreeze) y asegúrese de que no se ejecute al mismo tiempo",
     ),
+    Kind.NOT_FROZEN: (
+        "Un sistema de archivos se montó, o pasó a admitir escrituras, después de hacerse el plan; "
+        "no estaba congelado",
+        "Averigüe qué lo montó o lo volvió a montar mientras se tomaba la instantánea (montadores "
+        "automáticos, programas de copias de seguridad, contenedores que arrancan) y asegúrese de "
+        "que no lo haga en ese momento",
+    ),
+    Kind.BECAME_READ_ONLY: (
+        "Un sistema de archivos es de solo lectura desde su descongelación; la instantánea no se "
+        "ve afectada",
+        "Lo ha forzado el kernel, véase `dmesg`: se eliminó un proceso mientras descongelaba un "
+        "btrfs, o el disco falla. Detenga lo que escribe en él, desmóntelo, compruébelo y vuelva "
+        "a montarlo",
+    ),
     Kind.GUARD_LOST: (
         "El proceso que vigila la congelación murió o dejó de responder; vmsnap descongeló en su "
         "lugar",

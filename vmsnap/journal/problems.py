@@ -15,7 +15,7 @@ from vmsnap.journal.sender import Event, Journal, Priority
 
 OF_MOUNTS = {
     *(Kind.MOUNT_OPEN_FAILED, Kind.FREEZE_FAILED, Kind.FREEZE_TIMEOUT),
-    *(Kind.THAWED_EARLY, Kind.THAW_FAILED),
+    *(Kind.THAWED_EARLY, Kind.THAW_FAILED, Kind.NOT_FROZEN, Kind.BECAME_READ_ONLY),
 }
 
 

@@ -26,10 +26,10 @@ from vmsnap.config import checks
 from vmsnap.config.app import App
 from vmsnap.consistency import Level, consistency
 from vmsnap.errors import SCRIPT, Kind, Problem
-from vmsnap.freeze.failures import unused_excludes
+from vmsnap.freeze.failures import newly_writable, unused_excludes
 from vmsnap.freeze.freezer import Freezer
 from vmsnap.freeze.frozen_list import thaw_earlier
-from vmsnap.freeze.plan import count_disks, make_plan
+from vmsnap.freeze.plan import Plan, count_disks, make_plan
 from vmsnap.freeze.writeback import write_back_open_files
 from vmsnap.journal.sender import Event, Journal, Priority
 from vmsnap.progress import Progress
@@ -96,6 +96,7 @@ class Session:
         self.started = datetime.datetime.now(datetime.timezone.utc).astimezone()
         self.found = checks.Inspection()
         self.scripts: list[AppScripts] = []
+        self.plan: Plan | None = None
         self.freezer: Freezer | None = None
         self.hold: Hold | None = None
         self.required = Level.CRASH
@@ -210,9 +211,7 @@ class Session:
             return
         self.record.enter(Phase.PRESYNC)
         settings = self.found.settings
-        plan = make_plan(
-            self.options.only or settings.only, (*self.options.exclude, *settings.exclude)
-        )
+        self.plan = plan = self.make_plan()
         for entry in plan.entries:
             step = f" in step {entry.step}" if entry.step else ""
             self.journal.decided(
@@ -247,6 +246,12 @@ class Session:
             count = f"Filesystems frozen: {len(freezer.filesystems)}"
             self.record.send(count, Event.FROZEN)
 
+    def make_plan(self) -> Plan:
+        settings = self.found.settings
+        return make_plan(
+            self.options.only or settings.only, (*self.options.exclude, *settings.exclude)
+        )
+
     def watch(self, seconds: float) -> None:
         """Set the fallback watchdogs of all supervisors, for a little later than the guard's own
         deadline in `seconds`: should engine and guard both be stopped."""
@@ -265,6 +270,8 @@ class Session:
             self.freezer.close()
             self.journal.release()
         self.record.show_phase()
+        if self.plan and self.freezer.held_at is not None:
+            self.record.fail(*newly_writable(self.plan, self.make_plan()))
         count = sum(1 for f in self.freezer.filesystems if f.thawed_at is not None)
         self.record.send(f"Filesystems thawed: {count}", Event.THAWED)
 
