@@ -27,7 +27,7 @@ class Guard:
         for fd in self.fds.values():
             lab.undo.callback(os.close, fd)
         self.list = lab.write(
-            lab.run_directory / "list", f'{HEAD}{NOT_FROZEN * len(actions)}"', 0o600
+            lab.run_directory / "list", f'{HEAD}{NOT_FROZEN * (len(actions) + 1)}"', 0o600
         )
         self.list_fd = os.open(self.list, os.O_RDWR)
         lab.undo.callback(os.close, self.list_fd)

@@ -36,7 +36,7 @@ def inside(lab: Lab, env: dict[str, str] | None = None) -> tuple[Session, stuck.
 
 def states(lab: Lab) -> str:
     text = (lab.run_directory / "frozen.json").read_text()
-    return str(json.loads(text)["states"])
+    return str(json.loads(text)["states"])[:2]  # of the two filesystems
 
 
 def kill_guard_first(session: Session) -> None:

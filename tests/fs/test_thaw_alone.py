@@ -124,7 +124,7 @@ def test_force_has_the_patience_to_name_what_is_stuck_in_every_step(lab: Lab) ->
     helpers = [lab.helper(f"exec fsfreeze -f {f.mount}") for f in stuck]
     inside = [(helper.pid, f.mount, kernel.FIFREEZE) for helper, f in zip(helpers, stuck)]
     wait_until(lambda: all(is_stuck(*where) for where in inside))
-    document = {"guard": 1, "filesystems": listed, "rcu_expedited": ""}
+    document = {"guard": 1, "filesystems": listed}
     (lab.run_directory / "frozen.json").write_text(json.dumps(document))
     with (lab.run_directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a session is in progress, so only this is done

@@ -36,7 +36,7 @@ from vmsnap.freeze.states import NOT_FROZEN, States
 from vmsnap.freeze.thaw import (
     STEP_PATIENCE,
     Suspect,
-    rcu_expedited,
+    open_rcu,
     restore_rcu,
     thaw_for_guard,
 )
@@ -75,7 +75,7 @@ class Freezer:
         self._guard: ProcessId | None = None
         self._states: States | None = None
         self._lock = self._list = self._process = -1
-        self._rcu_expedited = rcu_expedited()
+        self._rcu = open_rcu()
         self._commands = self._answers = self._stderr = -1
 
     # --- before the freeze ---
@@ -125,9 +125,7 @@ class Freezer:
             frozen_list.Item(f.entry.mount, os.fstat(f.fd).st_dev, f.step) for f in self.filesystems
         ]
         try:
-            frozen_list.publish(
-                self._list, self._run, self._session, guard, self._rcu_expedited, items
-            )
+            frozen_list.publish(self._list, self._run, self._session, guard, items)
         except OSError as e:
             message = f"cannot write the list of what may be frozen into {self._run}: {e.strerror}"
             return [Problem(Kind.FREEZE_FAILED, message, "freeze", path=str(self._run))]
@@ -248,10 +246,11 @@ class Freezer:
         self.thawing_at = self.thawing_at or time.monotonic()
         self._thaw_ourselves()
         self._note_thawed()
-        restore_rcu(self._rcu_expedited)
-        if self._states and not self._states.maybe_frozen():
-            with contextlib.suppress(OSError):
-                (self._run / FROZEN_LIST).unlink()
+        if self._states:
+            restore_rcu(self._states, self._rcu)
+            if not self._states.maybe_frozen():
+                with contextlib.suppress(OSError):
+                    (self._run / FROZEN_LIST).unlink()
         if self._commands >= 0:  # a guard that was only stopped goes on, and ends
             os.close(self._commands)
             self._commands = -1
@@ -297,7 +296,7 @@ class Freezer:
             os.close(self._commands)
             self._commands = -1
             self._await("done", ANSWER)
-        for fd in (self._answers, self._stderr, self._list, self._process):
+        for fd in (self._answers, self._stderr, self._list, self._process, self._rcu):
             if fd >= 0:
                 os.close(fd)
         with contextlib.suppress(OSError):

@@ -50,12 +50,11 @@ class Item:
 @dataclass(frozen=True)
 class FrozenList:
     """`guard` is that of the session, `invocation` that of the unit it runs in (systemd.exec(5),
-    INVOCATION_ID), and `rcu_expedited` what the kernel's switch was before the freeze."""
+    INVOCATION_ID)."""
 
     session: str
     invocation: str
     guard: ProcessId
-    rcu_expedited: str
     items: tuple[Item, ...]
     states: States
 
@@ -80,19 +79,17 @@ def publish(
     run_dir: Path,
     session: str,
     guard: ProcessId,
-    rcu_expedited: str,
     items: Iterable[Item],
 ) -> None:
     """Before the first FIFREEZE: what may be frozen from then on, for the process that has to thaw
     in the guard's place. Raises OSError."""
     listed = [vars(item) for item in items]
     document = {
-        "states": NOT_FROZEN * len(listed),
+        "states": NOT_FROZEN * (len(listed) + 1),
         "session": session,
         "invocation": os.environ.get("INVOCATION_ID", ""),
         "guard": guard.pid,
         "guard_started": guard.started,
-        "rcu_expedited": rcu_expedited,
         "filesystems": listed,
     }
     os.pwrite(fd, json.dumps(document).encode(), 0)
@@ -124,7 +121,6 @@ def parse(fd: int, path: Path) -> FrozenList:
             str(document.get("session", "")),
             str(document.get("invocation", "")),
             ProcessId(int(document["guard"]), int(document.get("guard_started", 0))),
-            str(document["rcu_expedited"]),
             tuple(items),
             States(fd, len(items)),
         )
@@ -168,7 +164,7 @@ def thaw_listed(
                 if results[suspect.index] == 0 and is_read_only(suspect.fd):
                     report(f"{listed.items[suspect.index].mount}: has become read-only")
             good = not missing and not any(e not in THAWED for e in results.values())
-            restore_rcu(listed.rcu_expedited)
+            restore_rcu(listed.states)
             if good and remove:
                 (run_dir / FROZEN_LIST).unlink(missing_ok=True)
             yield good

@@ -4,7 +4,8 @@
 A program of its own: it imports nothing of vmsnap, is started before anything is frozen, and
 after its "ready" opens no file on a disk and starts no thread; its memory is locked. It writes to
 its pipe, and into LIST, where the engine wrote what may be frozen: one letter for each filesystem,
-before its FIFREEZE and after it (states.py). When nothing is frozen any more it removes LIST.
+before its FIFREEZE and after it, and one for the kernel's switch (states.py). When nothing is
+frozen any more it removes LIST.
 
     guard.py TIMEOUT HOLD LIST LIST_FD FD:STEP:ACTION...
                           ACTION is freeze or sync; low steps go first
@@ -153,9 +154,7 @@ class Filesystem:
         self.frozen = False  # last: the main thread may go on from here
 
     def mark(self, state: str) -> None:
-        """In the list, for whoever has to thaw should we be killed."""
-        with contextlib.suppress(OSError):
-            os.pwrite(self.list_fd, state.encode(), STATES_AT + self.index)
+        mark(self.list_fd, self.index, state)
 
     def ioctl(self, request: int) -> int:
         try:
@@ -163,6 +162,12 @@ class Filesystem:
         except OSError as e:
             return e.errno or errno.EIO
         return 0
+
+
+def mark(list_fd: int, index: int, state: str) -> None:
+    """In the list, for whoever has to thaw should we be killed."""
+    with contextlib.suppress(OSError):
+        os.pwrite(list_fd, state.encode(), STATES_AT + index)
 
 
 def set_realtime_priority() -> None:
@@ -194,9 +199,9 @@ def order(word: str, filesystems: list[Filesystem]) -> None:
 class Guard:
     """The main thread: waits, decides, and gives each step of filesystems its orders."""
 
-    def __init__(self, filesystems: list[Filesystem], list_path: str) -> None:
+    def __init__(self, filesystems: list[Filesystem], list_path: str, list_fd: int) -> None:
         self.filesystems = filesystems
-        self.list_path = list_path
+        self.list_path, self.list_fd = list_path, list_fd
         self.steps = [
             [f for f in filesystems if f.step == step]
             for step in sorted({f.step for f in filesystems})
@@ -277,7 +282,7 @@ class Guard:
 
     def freeze(self, deadline: float) -> str:
         set_realtime_priority()
-        with expedited_rcu():
+        with expedited_rcu(self.list_fd, len(self.filesystems)):
             for step in self.steps:
                 for fd, _ in self.poll.poll(0):  # has the engine died since the last step?
                     self.receive(fd)
@@ -332,7 +337,7 @@ class Guard:
 
 
 @contextlib.contextmanager
-def expedited_rcu() -> Iterator[None]:
+def expedited_rcu(list_fd: int, index: int) -> Iterator[None]:
     """A freeze of a clean filesystem is three RCU grace periods and nothing else: 30 ms when they
     are normal, 1 ms when they are expedited, as the kernel has them while it boots and suspends.
 
@@ -343,6 +348,7 @@ def expedited_rcu() -> Iterator[None]:
     with contextlib.suppress(OSError):  # no such kernel, or a container
         fd = os.open(RCU_EXPEDITED, os.O_RDWR)
         if os.read(fd, 16).strip() == b"0":
+            mark(list_fd, index, ASKED)
             os.pwrite(fd, b"1", 0)
         else:  # somebody wants it on, or is in here too and will switch it off
             os.close(fd)
@@ -353,6 +359,7 @@ def expedited_rcu() -> Iterator[None]:
         with contextlib.suppress(OSError):
             if fd >= 0:
                 os.pwrite(fd, b"0", 0)
+                mark(list_fd, index, NOT_FROZEN)
                 os.close(fd)
 
 
@@ -386,12 +393,12 @@ def main(argv: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
 
-    timeout, hold, list_path = float(argv[0]), float(argv[1]), argv[2]
+    timeout, hold, list_path, list_fd = float(argv[0]), float(argv[1]), argv[2], int(argv[3])
     filesystems = []
     for index, word in enumerate(argv[4:]):
         fd_word, step, action = word.split(":")
-        filesystems.append(Filesystem(int(fd_word), int(step), action, int(argv[3]), index))
-    guard = Guard(filesystems, list_path)
+        filesystems.append(Filesystem(int(fd_word), int(step), action, list_fd, index))
+    guard = Guard(filesystems, list_path, list_fd)
 
     unlocked = lock_memory()
     threading.stack_size(STACK_BYTES)

@@ -123,15 +123,22 @@ def is_read_only(fd: int) -> bool:
     return bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
 
 
-def restore_rcu(before: str) -> None:
-    """Undo what a guard that was killed while freezing could not undo (guard.py, expedited_rcu)."""
-    with contextlib.suppress(OSError):
-        if before == "0":
-            RCU_EXPEDITED.write_text("0")
+def open_rcu() -> int:
+    """Open the kernel's switch, for when there are no descriptors any more; -1 if it has none."""
+    try:
+        return os.open(RCU_EXPEDITED, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
-def rcu_expedited() -> str:
-    """ "0" or "1"; "" if this kernel has no such switch."""
+def restore_rcu(states: States, switch: int = -1) -> None:
+    """Undo what a guard that was killed while freezing could not undo (guard.py, expedited_rcu).
+    `switch` is from open_rcu, if that was called before."""
+    if not states.rcu_expedited:
+        return
+    fd = switch if switch >= 0 else open_rcu()
     with contextlib.suppress(OSError):
-        return RCU_EXPEDITED.read_text().strip()
-    return ""
+        os.pwrite(fd, b"0", 0)
+        states.rcu_restored()
+    if fd != switch and fd >= 0:
+        os.close(fd)

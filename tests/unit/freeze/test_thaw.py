@@ -13,7 +13,7 @@ from vmsnap.freeze.frozen_list import FROZEN_LIST, FrozenListError, thaw_listed
 
 def write(run: Path, *filesystems: dict[str, object]) -> Path:
     path = run / FROZEN_LIST
-    path.write_text(json.dumps({"guard": 1, "filesystems": filesystems, "rcu_expedited": ""}))
+    path.write_text(json.dumps({"guard": 1, "filesystems": filesystems}))
     return path
 
 
@@ -51,7 +51,7 @@ UNREADABLE = {
     "a list": "[]",
     "null": "null",
     **{
-        words: json.dumps({"guard": 1, "rcu_expedited": "", "filesystems": filesystems})
+        words: json.dumps({"guard": 1, "filesystems": filesystems})
         for words, filesystems in {
             "no list in it": 3,
             "words in it": ["/"],
