@@ -208,6 +208,15 @@ def test_settings_can_require_more_than_the_apps(lab: Lab) -> None:
     assert lab.events.heard == []
 
 
+def test_application_consistency_cannot_be_required_without_an_app(lab: Lab) -> None:
+    lab.filesystem()
+    outcome = lab.run(lab.say("taken"), "--require=application")
+    assert outcome.verdict == ("failed", "none", 1)
+    assert outcome.errors == ["SnapshotFailed"]
+    assert "found no app, expected one" in outcome.result["errors"][0]["message"]
+    assert lab.events.heard == []
+
+
 def test_a_failed_post_script_fails_a_session_that_requires_the_application(lab: Lab) -> None:
     lab.filesystem()
     lab.app(pre="exit 0", post="exit 1")

@@ -101,6 +101,18 @@ def test_the_exit_code_of_a_session_does_not_depend_on_who_reads(lab: Lab) -> No
     words = " ".join([str(VMSNAP), "run", *lab.places(), f"--only={mount}", "--json"])
     assert lab.helper(f"{words} -- true >/dev/full 2>/dev/null").wait() == 0
     assert lab.helper(f"{words} -- false >/dev/full 2>/dev/null").wait() == 1
+    assert lab.helper(f"{words} -- true >/dev/null 2>/dev/full").wait() == 0
+    assert lab.helper(f"{words} -- true 2>/dev/full | head -c1 >/dev/null").wait() == 0
+
+
+def test_output_of_the_command_that_is_lost_is_said(lab: Lab) -> None:
+    mount = lab.filesystem().mount
+    words = " ".join([str(VMSNAP), "run", *lab.places(), f"--only={mount}"])
+    err = lab.shm / "err"
+    assert lab.helper(f"{words} -- echo precious >/dev/full 2>{err}").wait() == 0
+    assert "vmsnap run: the output of the command could not be written: No space" in err.read_text()
+    assert lab.helper(f"{words} --json -- true >/dev/full 2>{err}").wait() == 0
+    assert "vmsnap: the output could not be written: No space left" in err.read_text()
 
 
 def test_debug_shows_the_decisions_of_a_session(lab: Lab) -> None:

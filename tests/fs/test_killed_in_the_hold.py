@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import termios
+from pathlib import Path
 
 import pytest
 
 from .faults import INTERRUPTIONS
-from .lab import Lab
+from .lab import VMSNAP, Lab
 from .processes import is_stuck, wait_for_end, wait_until
 
 POST = "resumed $VMSNAP_OUTCOME $VMSNAP_CONSISTENCY"
@@ -209,3 +211,39 @@ def test_the_application_is_resumed_though_the_terminal_has_gone(lab: Lab) -> No
     assert session.process.wait() == 1
     assert lab.events.wait("resumed") == "failed none"
     assert lab.frozen == []
+
+
+def test_a_terminal_that_is_stopped_keeps_no_application_quiesced(lab: Lab) -> None:
+    """^S, which suspends the output of a terminal (termios(3), tcflow)."""
+    lab.filesystem()
+    lab.app(pre=f"{lab.say('quiesced')}; {lab.stop_at('pre')}", post=lab.say(POST))
+    master, slave = pty.openpty()
+    session = lab.start("exit 0", json=False, stderr=slave)
+    lab.events.wait("quiesced", session)
+    termios.tcflow(slave, termios.TCOOFF)
+    lab.open("pre")
+    assert lab.events.wait("resumed") == "success application"
+    termios.tcflow(slave, termios.TCOON)
+    assert session.process.wait() == 0
+    os.close(slave)
+    os.close(master)
+
+
+# --- a core dump onto a frozen filesystem --------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["engine", "guard"])
+def test_a_process_that_crashes_does_not_wait_for_its_core_dump(lab: Lab, who: str) -> None:
+    pattern = Path("/proc/sys/kernel/core_pattern").read_text()
+    assert not pattern.startswith(("|", "/")), f"core dumps go elsewhere: {pattern}"
+    mount = lab.filesystem().mount
+    line = f'ulimit -c unlimited; cd {mount}; exec "$@"'
+    session = lab.hold(program=("sh", "-c", line, "sh", str(VMSNAP)))
+    crashed = session.guard if who == "guard" else session.pid
+    os.kill(crashed, signal.SIGSEGV)
+    assert wait_for_end(crashed, 5.0)
+    lab.wait_for_thaw()
+    lab.release()
+    session.process.wait()
+    lab.wait_for_rest()
+    assert list(mount.glob("core*")) == []

@@ -171,8 +171,9 @@ def run_command(arguments: argparse.Namespace) -> int:
     result = taking.take()
     manager.notify(f"STATUS={outcome_line(result)}")
     with whoever_reads():
-        if taker.command:
-            taker.command.pass_on(to_stderr=arguments.json)
+        lost = taker.command.pass_on(to_stderr=arguments.json) if taker.command else None
+        if lost:
+            complain(f"vmsnap run: the output of the command could not be written: {lost.strerror}")
         if arguments.json:
             print_json(result.to_json())
         elif not is_journal(2):  # which knows it all already

@@ -10,16 +10,20 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
+from vmsnap.system.streams import nonblocking
+
 
 def progress_line() -> Callable[[str], None]:
     """On a terminal, one line that says what a person waits for; an empty one ends it. Not to be
-    called while anything is frozen."""
+    called while anything is frozen. A terminal that is stopped (^S) misses it, and stops nobody
+    while an application is quiesced."""
     if not sys.stderr.isatty():
         return lambda _: None
+    fd = nonblocking(2)
 
     def show(text: str) -> None:
-        sys.stderr.write(f"\r\033[K{text} ..." if text else "\r\033[K")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            os.write(fd, (f"\r\033[K{text} ..." if text else "\r\033[K").encode())
 
     return show
 
@@ -54,22 +58,32 @@ def whoever_reads() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except OSError:
-        hush(1)
+    except OSError as e:
+        unwritten(e)
+
+
+def unwritten(error: OSError) -> bool:
+    """Print no more on stdout, and say why. False if just the reader has gone, which is no
+    error."""
+    hush(1)
+    if isinstance(error, BrokenPipeError):
+        return False
+    complain(f"vmsnap: the output could not be written: {error.strerror}")
+    return True
 
 
 def let_go_of_stdio() -> bool:
-    """Flush. False, and a message on stderr, if what was printed cannot be written; that the reader
-    has gone is no error, of which Python would make an exit code."""
+    """Flush. False, and a message on stderr, if what was printed cannot be written. What was for
+    stderr, which may be full or have hung up, makes no exit code, as Python would."""
     good = True
-    for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)):
-        try:
-            stream.flush()
-        except OSError as e:
-            hush(fd)
-            if not isinstance(e, BrokenPipeError):
-                good = False
-                complain(f"vmsnap: the output could not be written: {e.strerror}")
+    try:
+        sys.stdout.flush()
+    except OSError as e:
+        good = not unwritten(e)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        hush(2)
     return good
 
 

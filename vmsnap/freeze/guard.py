@@ -56,7 +56,7 @@ FITHAW = 0xC0045878  # linux/fs.h: _IOWR('X', 120, int)
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = (
     (0x2000, 0x4000, 0x8000) if os.uname().machine.startswith("ppc") else (1, 2, 4)
 )  # asm-generic/mman.h, powerpc's asm/mman.h
-PR_SET_NAME, PR_SET_IO_FLUSHER = 15, 57  # linux/prctl.h
+PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_IO_FLUSHER = 4, 15, 57  # linux/prctl.h
 
 RCU_EXPEDITED = "/sys/kernel/rcu_expedited"
 
@@ -367,6 +367,7 @@ def lock_memory() -> int:
     """Lock the memory and adjust the OOM score, so that neither a frozen disk nor a shortage of
     memory stops this process. Return an errno."""
     libc.prctl(PR_SET_NAME, b"vmsnap-guard", 0, 0, 0)
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # a core dump onto a frozen filesystem would not end
     # Memory that the kernel frees for us must not be freed by writing to a frozen filesystem
     # (Linux 5.6; prctl(2)).
     libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0)

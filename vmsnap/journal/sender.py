@@ -19,11 +19,12 @@ import os
 import select
 import socket
 import struct
-import sys
 import time
 from collections.abc import Callable
 from enum import Enum, IntEnum
 from typing import ClassVar
+
+from vmsnap.system.streams import nonblocking
 
 SOCKET = "/run/systemd/journal/socket"
 SEND_BUFFER = 8 << 20
@@ -199,11 +200,13 @@ class Journal:
     def _print(self, priority: Priority, message: str) -> None:
         """Without a journal, to stderr: with the prefixes of sd-daemon(3) unless a person reads
         it, and then over the line of the phase in progress."""
-        prefix = "\r\033[K" if sys.stderr.isatty() else f"<{int(priority)}>"
-        with contextlib.suppress(OSError, ValueError):
-            for line in message.splitlines() or [""]:
-                sys.stderr.write(f"{prefix}{line}\n")
-            sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            prefix = "\r\033[K" if os.isatty(2) else f"<{int(priority)}>"
+            lines = (f"{prefix}{line}\n" for line in message.splitlines() or [""])
+            fd = nonblocking(2)
+            os.write(fd, "".join(lines).encode("utf-8", "replace"))
+            if fd != 2:
+                os.close(fd)
 
 
 def encode(key: str, value: str) -> bytes:

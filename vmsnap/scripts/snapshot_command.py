@@ -10,7 +10,6 @@ Runs in: engine, supervisor. While frozen: no file, no journal, no import.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import shutil
@@ -141,12 +140,19 @@ class Command:
         """Bytes of stdout that were too many to keep."""
         return self.streams[0].lost
 
-    def pass_on(self, to_stderr: bool) -> None:
-        """Write the output where the caller expects it, unchanged."""
+    def pass_on(self, to_stderr: bool) -> OSError | None:
+        """Write the output where the caller expects it, unchanged. Return why that of stdout could
+        not be written, unless just its reader has gone."""
+        lost: OSError | None = None
         for stream, fd in zip(self.streams, (2 if to_stderr else 1, 2)):
-            with contextlib.suppress(OSError):  # the reader has gone
+            try:
                 for chunk in stream.chunks:
                     write_all(fd, chunk)
+            except BrokenPipeError:
+                pass
+            except OSError as e:
+                lost = lost or (e if stream is self.streams[0] else None)
+        return lost
 
     def finish(self, waiter: Waiter) -> None:
         self._link.finish(waiter, self._grace + SUPERVISOR_PATIENCE)

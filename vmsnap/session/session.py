@@ -43,6 +43,7 @@ from vmsnap.session.log import Record
 from vmsnap.session.metrics import write_metrics
 from vmsnap.session.options import Options
 from vmsnap.system.files import make_private, remove_tree
+from vmsnap.system.process import forbid_core_dumps
 from vmsnap.system.waiter import Waiter
 
 WATCH_PATIENCE = 5.0  # seconds
@@ -86,6 +87,7 @@ class Session:
         show: Callable[[Phase], None] = lambda _: None,
         session: str | None = None,
     ) -> None:
+        forbid_core_dumps()
         self.id = session or new_session_id()
         self.options, self.lock, self.waiter, self.taker = options, lock, waiter, taker
         self.journal = Journal({"VMSNAP_SESSION": self.id})
@@ -161,6 +163,9 @@ class Session:
         self.found = checks.inspect(self.options.etc)
         self.record.fail(*self.found.problems)
         self.required = self.what_is_required()
+        if self.required is Level.APPLICATION and not self.found.apps_meant:
+            message = "found no app, expected one, since application consistency is required"
+            self.record.fail(Problem(Kind.SNAPSHOT_FAILED, message, Phase.CHECK))
         self.journal.decided(f"{self.found.settings}")
         for app in self.found.apps:
             runs = "runs" if app in self.found.runnable else "does not run"

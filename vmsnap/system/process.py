@@ -23,7 +23,7 @@ from typing import Any
 
 from vmsnap.system.waiter import Waiter
 
-PR_SET_NAME = 15  # linux/prctl.h
+PR_SET_DUMPABLE, PR_SET_NAME = 4, 15  # linux/prctl.h
 READ_BYTES = 1 << 16
 PIPE_READS = 4  # more than a pipe holds: the rest is from a child that writes without end
 
@@ -259,6 +259,12 @@ def descendants(*ancestors: int) -> set[int]:
             found.add(child)
             queue.append(child)
     return found
+
+
+def forbid_core_dumps() -> None:
+    """Of this process and its forks, until an exec: a dump onto a frozen filesystem would not end,
+    and the process with it. RLIMIT_CORE would do the same to the programs that are run."""
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def having_environment(wanted: Collection[bytes]) -> set[int]:
