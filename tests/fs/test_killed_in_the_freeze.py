@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -155,3 +157,55 @@ def test_what_others_had_frozen_stays_frozen_whoever_is_killed(
         assert lab.vmsnap("thaw", "--force").code == 0
     assert lab.frozen == ["fs0"]
     kernel.thaw(theirs.mount)
+
+
+# --- a writer that is held inside the kernel -----------------------------------------------------
+
+
+def blocked(lab: Lab, setting: str = "") -> stuck.HeldBack:
+    """A filesystem that a writer keeps from freezing, and one that freezes."""
+    lab.conf(f"[freeze]\ntimeout = 1\n{setting}\n")
+    late = stuck.HeldBack(lab, lab.filesystem())
+    lab.filesystem("xfs")
+    return late
+
+
+def test_who_keeps_a_filesystem_from_freezing_is_named(lab: Lab) -> None:
+    late = blocked(lab)
+    comm = Path(sys.executable).name
+    name = f"process {late.writer.pid} ({comm}) of uid 0 is inside splice(2)"
+    session = lab.start("exit 0")
+    wait_until(lambda: session.guards)
+    guard = session.guard
+    late.wait_until_inside(guard)
+    waiting = lab.writer(late.filesystem)  # waits for the freeze, and is not to blame
+    outcome = session.finish()
+    (error,) = outcome.result["errors"]
+    assert (error["name"], error["subject"]) == ("FreezeTimeout", str(late.filesystem.mount))
+    assert error["message"].endswith(f"not frozen within 1 s; {name}")
+    assert outcome.result["frozen_seconds"] > 1  # its writers have waited since
+    status = lab.vmsnap("status")
+    waits = f"{late.filesystem.mount}: its writers wait for a freeze that has not returned; {name}"
+    assert waits in status.out.decode().splitlines()
+    found = lab.vmsnap("status", "--json").result["writers_wait"]
+    assert [b["pid"] for b in found[str(late.filesystem.mount)]] == [late.writer.pid]
+    forced = lab.vmsnap("thaw", "--force")
+    assert forced.code == 1
+    said = f"{late.filesystem.mount}: its writers wait; {name}"
+    assert said in forced.out.decode().splitlines()
+    late.let_go()
+    assert wait_for_end(guard)
+    lab.wait_for_rest()
+    assert lab.frozen == []
+    assert waiting.wait() == 0
+    assert lab.vmsnap("status", "--json").result["writers_wait"] == {}
+
+
+def test_who_keeps_a_filesystem_from_freezing_can_be_ended(lab: Lab) -> None:
+    late = blocked(lab, "kill_blocking_writers = yes")
+    outcome = lab.run("exit 0")
+    assert outcome.errors == ["FreezeTimeout"]
+    assert late.writer.wait() == -signal.SIGKILL
+    lab.wait_for_rest()
+    assert lab.frozen == []
+    assert not (lab.run_directory / "frozen.json").exists()

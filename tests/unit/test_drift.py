@@ -237,6 +237,8 @@ def test_completion_knows_every_level(shell: str) -> None:
 
 def default_of(section_name: str, key: str) -> str:
     value = getattr(Settings(), SETTINGS[section_name, key][0])
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else "" if not value else str(value)
 
 

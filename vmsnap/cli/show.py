@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -158,7 +158,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
 def status_command(arguments: argparse.Namespace) -> int:
     from vmsnap import progress
-    from vmsnap.freeze.frozen_list import FROZEN_LIST
+    from vmsnap.freeze.frozen_list import FROZEN_LIST, unanswered
     from vmsnap.provision import status
     from vmsnap.report import text as report
     from vmsnap.report.summary import in_progress, lost, summary, timeline
@@ -171,6 +171,7 @@ def status_command(arguments: argparse.Namespace) -> int:
     last = last_result(arguments.run, arguments.state)
     provisioning = status.recorded(arguments.state)
     failed = status.failed(arguments.state, arguments.run)
+    waiting = unanswered(arguments.run)
     if arguments.json:
         print_json(
             {
@@ -178,6 +179,10 @@ def status_command(arguments: argparse.Namespace) -> int:
                 "in_progress": now.to_json() if now and holder else None,
                 "lost": now.to_json() if now and not holder else None,
                 "last": last.to_json() if last else None,
+                "writers_wait": {
+                    mount: [asdict(blocker) for blocker in found]
+                    for mount, found in waiting.items()
+                },
             }
         )
     elif now and holder:
@@ -190,6 +195,10 @@ def status_command(arguments: argparse.Namespace) -> int:
         print(f"{summary(last, paint)}\n\n{timeline(last)}")
     else:
         print("No session yet.")
+    if not arguments.json:
+        for mount, found in waiting.items():
+            who = "".join(f"; {blocker}" for blocker in found)
+            print(f"{mount}: its writers wait for a freeze that has not returned{who}")
     if failed and not arguments.json:
         print(paint(status.in_words(failed), "failed"))
     return OK if not failed and (holder or not (now or (last and not last.ok))) else FAILED

@@ -22,6 +22,7 @@ class Settings:
     hold: float = 60.0
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    kill_blocking_writers: bool = False
     require: Level | None = None
     command: tuple[str, ...] = ()
     kill_grace: float = 5.0
@@ -30,6 +31,8 @@ class Settings:
 
 def spelled(value: object) -> str:
     """A value of JSON as a setting of an INI file."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return shlex.join(value) if isinstance(value, list) else str(value)
 
 
@@ -56,6 +59,12 @@ def level(value: str) -> Level:
     raise ValueError("crash, filesystem or application")
 
 
+def boolean(value: str) -> bool:
+    if value not in ("yes", "no"):
+        raise ValueError("yes or no")
+    return value == "yes"
+
+
 def words(value: str) -> list[str]:
     """As a shell splits them, but there is no shell."""
     try:
@@ -80,6 +89,7 @@ SETTINGS: dict[tuple[str, str], tuple[str, Callable[[str], Any]]] = {
     ("freeze", "hold"): ("hold", seconds(0.1, 86400)),
     ("freeze", "only"): ("only", words),
     ("freeze", "exclude"): ("exclude", words),
+    ("freeze", "kill_blocking_writers"): ("kill_blocking_writers", boolean),
     ("snapshot", "require"): ("require", level),
     ("snapshot", "command"): ("command", command_line),
     ("scripts", "kill_grace"): ("kill_grace", seconds(0, 600)),

@@ -42,7 +42,8 @@ def freeze_failures(
         elif f.error:
             yield Problem(Kind.FREEZE_FAILED, f"{mount}: {os.strerror(f.error)}", "freeze", mount)
         elif f.maybe_frozen and f.frozen_at is None and cause == "timeout":
-            message = f"{mount}: not frozen within {timeout:g} s"
+            who = "".join(f"; {blocker}" for blocker in f.blockers)
+            message = f"{mount}: not frozen within {timeout:g} s{who}"
             yield Problem(Kind.FREEZE_TIMEOUT, message, "freeze", mount)
         else:
             continue

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnap.errors import Kind, Problem, VmsnapError
+from vmsnap.freeze.blockers import Blocker
 from vmsnap.freeze.plan import Entry, Plan
 from vmsnap.result import FilesystemResult
 from vmsnap.system.files import mount_id
@@ -36,6 +37,7 @@ class Filesystem:
     thawed_at: float | None = None
     error: int = 0  # of FIFREEZE or syncfs
     thaw_error: int = 0
+    blockers: tuple[Blocker, ...] = ()  # who kept it from freezing in time
 
     @property
     def maybe_frozen(self) -> bool:

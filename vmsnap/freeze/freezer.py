@@ -23,6 +23,7 @@ from pathlib import Path
 
 from vmsnap.errors import Kind, Problem
 from vmsnap.freeze import frozen_list
+from vmsnap.freeze.blockers import blockers
 from vmsnap.freeze.failures import (
     freeze_failures,
     guard_failures,
@@ -59,7 +60,13 @@ class Freezer:
     in."""
 
     def __init__(
-        self, run_dir: Path, session: str, timeout: float, hold: float, waiter: Waiter
+        self,
+        run_dir: Path,
+        session: str,
+        timeout: float,
+        hold: float,
+        waiter: Waiter,
+        kill_blockers: bool = False,
     ) -> None:
         self.filesystems: list[Filesystem] = []
         self.held_at: float | None = None
@@ -69,6 +76,7 @@ class Freezer:
         self.unlocked = 0  # errno, if the guard could not lock its memory
         self._run, self._session = run_dir, session
         self._timeout, self._hold, self._waiter = timeout, hold, waiter
+        self._kill_blockers = kill_blockers
         self._by_fd: dict[int, Filesystem] = {}
         self._received: set[str] = set()
         self._buffer = b""
@@ -150,6 +158,7 @@ class Freezer:
         if self.lost or self._waiter.interrupted:
             failures = self.thaw()
         else:
+            self._find_blockers()
             self._await("done", self._patience())
             failures = [
                 *freeze_failures(self.filesystems, self.cause, self._timeout),
@@ -159,6 +168,16 @@ class Freezer:
             reason = f"the guard gave up: {self.cause or 'it was interrupted'}"
             failures = [Problem(Kind.FREEZE_FAILED, reason, "freeze")]
         return failures
+
+    def _find_blockers(self) -> None:
+        """Whose writes keep filesystems from freezing; end them, if that is wanted."""
+        if self.cause != "timeout":
+            return
+        for f in self.filesystems:
+            if f.maybe_frozen and f.frozen_at is None:
+                f.blockers = tuple(blockers(os.fstat(f.fd).st_dev))
+                for blocker in f.blockers if self._kill_blockers else ():
+                    blocker.kill()
 
     # --- the hold ---
 

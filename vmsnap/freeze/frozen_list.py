@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from vmsnap.errors import VmsnapError
-from vmsnap.freeze.states import NOT_FROZEN, States
+from vmsnap.freeze.blockers import Blocker, blockers
+from vmsnap.freeze.states import ASKED, NOT_FROZEN, States
 from vmsnap.freeze.thaw import (
     STEP_PATIENCE,
     THAWED,
@@ -131,6 +132,15 @@ def parse(fd: int, path: Path) -> FrozenList:
         ) from None
 
 
+def unanswered(run_dir: Path) -> dict[str, list[Blocker]]:
+    """The mount points of filesystems whose FIFREEZE has not returned, and who keeps it from
+    that."""
+    with contextlib.suppress(OSError, FrozenListError), opened(run_dir) as listed:
+        states = zip(listed.items, listed.states.read())
+        return {item.mount: blockers(item.st_dev) for item, state in states if state == ASKED}
+    return {}
+
+
 # --- thawing by it -------------------------------------------------------------------------------
 
 
@@ -158,7 +168,11 @@ def thaw_listed(
         for results in thaw_for_guard(guard, listed.states, suspects):
             for index, error in results.items():
                 if reported.get(index) != error:
-                    report(f"{listed.items[index].mount}: {meaning(error)}")
+                    mount = listed.items[index].mount
+                    report(f"{mount}: {meaning(error)}")
+                    if error == errno.EINPROGRESS:
+                        for blocker in blockers(listed.items[index].st_dev):
+                            report(f"{mount}: its writers wait; {blocker}")
             reported = results
             for suspect in suspects:
                 if results[suspect.index] == 0 and is_read_only(suspect.fd):

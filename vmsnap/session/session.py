@@ -224,7 +224,12 @@ class Session:
             )
         self.record.fail(*(replace(w, phase=Phase.PRESYNC) for w in unused_excludes(plan)))
         self.freezer = freezer = Freezer(
-            self.options.run_dir, self.id, settings.freeze_timeout, self.hold_seconds, self.waiter
+            self.options.run_dir,
+            self.id,
+            settings.freeze_timeout,
+            self.hold_seconds,
+            self.waiter,
+            settings.kill_blocking_writers,
         )
         try:
             if self.record.fail(*freezer.open(plan)) or self.record.fail(*freezer.start(self.lock)):

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who keeps a FIFREEZE from returning: a thread that is inside a write to the filesystem.
+
+Such a thread holds write access until its call returns, be it that it splices from a pipe into
+which nothing comes, or writes a page of a FUSE server that does not answer. The freeze waits for
+it, and all other writers of the filesystem wait for the freeze (fs/super.c, sb_wait_write): they
+too are inside a write, but wait in percpu_rwsem_wait.
+
+Runs in: engine, caller, forks of them. While frozen: no file but /proc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# The calls that write, and which argument is the descriptor that is written to
+# (asm/unistd_64.h of x86, asm-generic/unistd.h of the others).
+WRITES = {
+    1: ("write", 0),
+    18: ("pwrite64", 0),
+    20: ("writev", 0),
+    40: ("sendfile", 0),
+    275: ("splice", 2),
+    285: ("fallocate", 0),
+    296: ("pwritev", 0),
+    326: ("copy_file_range", 2),
+    328: ("pwritev2", 0),
+}
+if os.uname().machine != "x86_64":
+    WRITES = {
+        47: ("fallocate", 0),
+        64: ("write", 0),
+        66: ("writev", 0),
+        68: ("pwrite64", 0),
+        70: ("pwritev", 0),
+        71: ("sendfile", 0),
+        76: ("splice", 2),
+        285: ("copy_file_range", 2),
+        287: ("pwritev2", 0),
+    }
+WAITS_FOR_THE_FREEZE = "percpu"  # part of the function in which it does: proc(5), wchan
+
+
+@dataclass(frozen=True)
+class Blocker:
+    """A process that is inside a call which writes to a filesystem."""
+
+    pid: int
+    name: str
+    uid: int
+    call: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.name}) of uid {self.uid} is inside {self.call}(2)"
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def blockers(device: int, proc: Path = Path("/proc")) -> list[Blocker]:
+    """Those of the filesystem with this st_dev, one of each process."""
+    found: dict[int, Blocker] = {}
+    for name in os.listdir(proc):
+        if name.isdigit() and int(name) != os.getpid():
+            with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended
+                for call in writes_of(proc / name, device):
+                    status = (proc / name).stat()
+                    comm = (proc / name / "comm").read_text(errors="replace").strip()
+                    found[int(name)] = Blocker(int(name), comm, status.st_uid, call)
+    return list(found.values())
+
+
+def writes_of(process: Path, device: int) -> Iterator[str]:
+    for task in (process / "task").iterdir():
+        number, *arguments = (task / "syscall").read_text().split()  # proc(5)
+        if not arguments or int(number) not in WRITES:
+            continue
+        call, index = WRITES[int(number)]
+        fd = process / "fd" / str(int(arguments[index], 16))
+        waits = WAITS_FOR_THE_FREEZE in (task / "wchan").read_text()
+        if not waits and fd.stat().st_dev == device:
+            yield call
