@@ -11,14 +11,15 @@ journal, no import.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from vmsnap.errors import Kind, Problem
@@ -42,7 +43,7 @@ from vmsnap.freeze.thaw import (
     thaw_for_guard,
 )
 from vmsnap.result import FilesystemResult
-from vmsnap.system.process import ProcessId, in_child, spawn, started
+from vmsnap.system.process import ProcessId, in_child, send_once, spawn, started
 from vmsnap.system.waiter import Waiter
 
 F_SETPIPE_SZ = 1031  # linux/fcntl.h
@@ -286,20 +287,19 @@ class Freezer:
         keep = {self._list, self._process, self._lock, *(suspect.fd for suspect in suspects)}
 
         def thaw(pipe: int) -> None:
-            for results in thaw_for_guard(self._process, states, suspects):
-                with contextlib.suppress(OSError):  # closed, or the engine was killed meanwhile
-                    os.write(pipe, encoded(results))
-                    os.close(pipe)
+            thaws = thaw_for_guard(self._process, states, suspects)
+            send_once(pipe, next(thaws))
+            collections.deque(thaws, maxlen=0)
 
-        received: bytes | None = b""
+        results: dict[int, int] | None = None
         with contextlib.suppress(OSError):  # no more processes, which is when things get killed
             received = in_child(thaw, "vmsnap-thaw", keep, self._waiter, self._patience())
-        if received == b"":  # there was no child, or it was killed
-            received = encoded(next(thaw_for_guard(self._process, states, suspects)))
-        for line in (received or b"").decode().splitlines():
-            index, error = map(int, line.split())
+            results = {} if received is None else json.loads(received or "null")
+        if results is None:  # there was no child, or it was killed
+            results = next(thaw_for_guard(self._process, states, suspects))
+        for index, error in results.items():
             if error not in (errno.EINPROGRESS, errno.ETIMEDOUT):
-                self.filesystems[index].thaw_error = error
+                self.filesystems[int(index)].thaw_error = error
 
     def _note_thawed(self) -> None:
         """What is settled in the list is not frozen any more, whoever has thawed it."""
@@ -375,7 +375,3 @@ class Freezer:
         if self.thawing_at is not None:
             events.append((self.thawing_at, "thawing", self.cause or "guard lost"))
         return events
-
-
-def encoded(results: Mapping[int, int]) -> bytes:
-    return "".join(f"{index} {error}\n" for index, error in results.items()).encode()

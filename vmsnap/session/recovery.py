@@ -13,6 +13,7 @@ left frozen may stay so; nothing but such a fork waits for it.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import datetime
 import json
@@ -44,7 +45,7 @@ from vmsnap.session import lock
 from vmsnap.session.notify import Manager, outcome_line
 from vmsnap.session.options import Options
 from vmsnap.session.session import Session
-from vmsnap.system.process import in_child
+from vmsnap.system.process import in_child, send_once
 from vmsnap.system.waiter import Waiter
 
 
@@ -169,10 +170,9 @@ def thaw_in_child(
     def thaw(pipe: int) -> None:
         messages: list[str] = []
         with contextlib.suppress(FileNotFoundError, FrozenListError):
-            for good in thaw_listed(run_dir, report or messages.append, remove, session):
-                with contextlib.suppress(OSError):  # closed, or our caller was killed meanwhile
-                    os.write(pipe, json.dumps([good, messages]).encode())
-                    os.close(pipe)
+            thaws = thaw_listed(run_dir, report or messages.append, remove, session)
+            send_once(pipe, [next(thaws), messages])
+            collections.deque(thaws, maxlen=0)
 
     received = in_child(thaw, "vmsnap-thaw", (), waiter, STEP_PATIENCE * (2 + steps))
     if received is None:
