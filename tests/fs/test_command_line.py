@@ -54,7 +54,10 @@ def test_status_without_any_session_says_so(lab: Lab) -> None:
     outcome = lab.vmsnap("status", "--json")
     assert (outcome.code, outcome.result) == (
         0,
-        {"provisioning": None, "in_progress": None, "lost": None, "last": None},
+        {
+            **dict.fromkeys(("provisioning", "in_progress", "lost", "last")),
+            "writers_wait": {},
+        },
     )
 
 

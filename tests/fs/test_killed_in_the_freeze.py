@@ -17,7 +17,7 @@ from vmsnap.freeze.states import ASKED, FROZEN, NOT_FROZEN
 from . import kernel, stuck
 from .faults import kill_all, kill_both
 from .lab import Lab
-from .processes import wait_for_end, wait_until
+from .processes import is_stuck, wait_for_end, wait_until
 from .running import Session
 
 POST = "resumed $VMSNAP_OUTCOME $VMSNAP_CONSISTENCY"
@@ -131,6 +131,17 @@ def test_a_guard_killed_in_presync_leaves_nothing_to_thaw(lab: Lab) -> None:
     kernel.thaw(made.other.mount)
 
 
+def until_inside(lab: Lab, late: stuck.HeldBack) -> tuple[Session, int]:
+    """A session whose guard is inside that FIFREEZE. If the EBUSY of the other one comes first, it
+    does not begin, and the session is over."""
+    while True:
+        session = lab.start("exit 0")
+        while session.process.poll() is None:
+            for guard in session.guards:
+                if is_stuck(guard, late.filesystem.mount, kernel.FIFREEZE):
+                    return session, guard
+
+
 @pytest.mark.parametrize("kill", [kill_both, kill_all, None])
 def test_what_others_had_frozen_stays_frozen_whoever_is_killed(
     lab: Lab, kill: Callable[[Session], None] | None
@@ -139,10 +150,7 @@ def test_what_others_had_frozen_stays_frozen_whoever_is_killed(
     theirs = lab.filesystem()
     late = stuck.HeldBack(lab, lab.filesystem())
     kernel.freeze(theirs.mount)
-    session = lab.start("exit 0")
-    wait_until(lambda: session.guards)
-    guard = session.guard
-    late.wait_until_inside(guard)
+    session, guard = until_inside(lab, late)
     wait_until(lambda: states(lab) == NOT_FROZEN + ASKED)
     if kill:
         kill(session)

@@ -4,6 +4,7 @@ supervisors are killed at the worst moments, and resources run short."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -130,10 +131,20 @@ def test_a_post_script_whose_supervisor_was_killed_is_not_run_again(lab: Lab) ->
     session = lab.start("exit 0")
     lab.events.wait("resumed", session)
     os.kill(supervisor(session), signal.SIGKILL)
-    outcome = session.finish()
+    wait_until(lambda: "anon_inode:[pidfd]" in open_by(session.below("vmsnap-scripts")))
     lab.open("post")
+    outcome = session.finish()
     assert outcome.errors == ["Post-ScriptExecutionFailed"]
     assert resumed(lab) == ["resumed"]
+
+
+def open_by(pids: list[int]) -> set[str]:
+    """What the descriptors of these processes are."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            found |= {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    return found
 
 
 def test_force_that_is_killed_in_its_recovery_leaves_nothing_pending(lab: Lab) -> None:

@@ -136,6 +136,7 @@ def test_a_read_only_filesystem_is_skipped(lab: Lab) -> None:
     lab.mount("-o", "remount,ro", readonly.mount)
     session = lab.hold()
     lab.mount("-o", "remount,rw", readonly.mount)  # would hang if it were frozen
+    lab.mount("-o", "remount,ro", readonly.mount)
     lab.release()
     outcome = session.finish()
     assert outcome.verdict == ("success", "filesystem", 0)

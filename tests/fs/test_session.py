@@ -91,7 +91,12 @@ def test_the_last_result_can_be_read_back(lab: Lab) -> None:
     outcome = lab.run("exit 0")
     status = lab.vmsnap("status", "--json")
     assert status.code == 0
-    others = {"provisioning": None, "in_progress": None, "lost": None}
+    others: dict[str, object] = {
+        "provisioning": None,
+        "in_progress": None,
+        "lost": None,
+        "writers_wait": {},
+    }
     assert status.result == {**others, "last": outcome.result}
 
 

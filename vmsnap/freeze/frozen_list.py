@@ -93,7 +93,9 @@ def publish(
         "guard_started": guard.started,
         "filesystems": listed,
     }
-    os.pwrite(fd, json.dumps(document).encode(), 0)
+    data = json.dumps(document).encode()
+    if os.pwrite(fd, data, 0) < len(data):  # a tmpfs that was filled up by a part of it
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     (run_dir / UNPUBLISHED).rename(run_dir / FROZEN_LIST)
 
 
@@ -104,7 +106,10 @@ def publish(
 def opened(run_dir: Path) -> Iterator[FrozenList]:
     """Raises FileNotFoundError and FrozenListError."""
     path = run_dir / FROZEN_LIST
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # on what has become read-only nothing can be marked as settled
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield parse(fd, path)
     finally:
@@ -212,21 +217,6 @@ def meaning(error: int) -> str:
     if error == errno.EINVAL:
         return "was not frozen"
     return os.strerror(error) if error else "thawed"
-
-
-def thaw_earlier(run_dir: Path, report: Callable[[str], None]) -> str:
-    """Thaw what a session that is over has left frozen. Return a message about what may stay so."""
-    try:
-        if next(thaw_listed(run_dir, report)):
-            return ""
-    except FileNotFoundError:
-        return ""
-    except FrozenListError as e:
-        return str(e)
-    return (
-        "what an earlier session had frozen cannot all be thawed; if it is no longer there, remove "
-        f"{run_dir / FROZEN_LIST}"
-    )
 
 
 def thaw_after_death(run_dir: Path, patience: float = STEP_PATIENCE) -> Iterator[bool]:

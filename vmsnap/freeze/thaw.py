@@ -93,7 +93,7 @@ class Call:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.error: int | None = None
-        self._thread = threading.Thread(target=self._thaw)
+        self._thread = threading.Thread(target=self._thaw, daemon=True)
 
     @property
     def result(self) -> int:

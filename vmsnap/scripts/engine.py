@@ -20,7 +20,7 @@ from pathlib import Path
 from vmsnap.config.app import App, Script
 from vmsnap.journal.sender import Journal
 from vmsnap.scripts.output import LINES
-from vmsnap.scripts.runner import Runner, ScriptRun
+from vmsnap.scripts.runner import UNWATCHED, Runner, ScriptRun
 from vmsnap.scripts.supervisor import Link, supervise
 from vmsnap.system.waiter import Waiter
 
@@ -82,11 +82,10 @@ class AppScripts:
         """The script's result, or the number of the attempt that has begun."""
         message = self._link.receive()
         if message is None:
-            due = self._phase == "post" and not self._pending.post_started
-            if due and self._replace():
+            if self._phase == "post" and self._pending.post and self._replace():
                 self._link.send(run=self._phase, env=self._env)
                 return None
-            return self.lost("its supervisor was killed")
+            return self.lost(UNWATCHED)
         if message.pop("phase") != self._phase:  # of an earlier phase, given up meanwhile
             return None
         if "attempt" in message:
@@ -106,7 +105,7 @@ class AppScripts:
 
     def lost(self, why: str) -> ScriptRun:
         seconds = time.monotonic() - self._began
-        return ScriptRun(self._attempts, None, None, seconds, False, f"cannot be watched: {why}")
+        return ScriptRun(self._attempts, None, None, seconds, False, why)
 
     def deadline(self, phase: str) -> float:
         script = self.script(phase)
@@ -144,7 +143,7 @@ def run_scripts(
         for scripts in tuple(running):
             received = scripts.receive() if scripts.fileno() in ready else None
             if received is None and time.monotonic() > scripts.deadline(phase):
-                received = scripts.lost("its supervisor does not answer")
+                received = scripts.lost("cannot be watched: its supervisor does not answer")
             if isinstance(received, ScriptRun):
                 running.remove(scripts)
             if received is not None:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of an app's post-script: pending from the start of its pre-script until its own start.
+"""The record of an app's post-script: pending from the start of its pre-script until it has run.
 
 It is three files in the run directory, so that it outlives every process, and whoever comes next
-can run what is pending, once. A script is marked as started by the very process that becomes it,
-right before its exec, so that no kill can come in between. The files have one byte and are made
-before the pre-script; a mark empties one, for which even a full tmpfs has room.
+can run what is pending: once, unless everything was killed in the middle of it. A script is marked
+as started by the very process that becomes it, right before its exec, so that no kill can come in
+between. The files have one byte and are made before the pre-script; a mark empties one, for which
+even a full tmpfs has room.
 
 Runs in: engine, supervisor, caller. While frozen: only the files in the run directory.
 """
@@ -49,8 +50,8 @@ class Pending:
 
     @property
     def post(self) -> bool:
-        """Whether the post-script is pending."""
-        return self._marked(PRE) and not self.post_started
+        """Whether the post-script is pending, be it that it runs and nobody watches it."""
+        return self._marked(PRE)
 
     @property
     def post_started(self) -> bool:
@@ -68,7 +69,7 @@ class Pending:
             return False
 
     def end(self) -> None:
-        """Nothing is pending any more. The last app of a session removes what is around."""
+        """The post-script has run, or there is none. The last app of a session removes the rest."""
         remove_tree(self.directory)
         with contextlib.suppress(OSError):
             self.directory.parent.rmdir()

@@ -31,6 +31,7 @@ from vmsnap.system.process import (
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHORTAGE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 SHORTAGE_PAUSE = 0.2  # seconds
+UNWATCHED = "cannot be watched: its supervisor was killed"
 ATTEMPTS_TOLD = 100  # a script that fails at once can be started a million times
 
 
@@ -104,10 +105,15 @@ class Runner:
     def run_script(self, supervisor: Supervisor, phase: str, extra: Mapping[str, str]) -> ScriptRun:
         script = self.app.pre if phase == "pre" else self.app.post
         assert script is not None
-        if phase == "post" and self.pending.pre_may_run:  # left by a supervisor that was killed
-            supervisor.end(self.pre_script, self.grace)
         begin = time.monotonic()
         deadline = begin + script.budget
+        if phase == "post":  # what a supervisor that was killed has left running
+            if self.pending.pre_may_run:
+                supervisor.end(lambda: self.processes("pre"), self.grace)
+            if self.pending.post_started and self.processes("post"):
+                ended = supervisor.outlast(lambda: self.processes("post"), deadline)
+                seconds = time.monotonic() - begin
+                return ScriptRun(1, None, None, seconds, not ended, UNWATCHED)
         attempt = 0
         while True:
             attempt += 1
@@ -132,12 +138,12 @@ class Runner:
             attempt, ending.exit, ending.signal, seconds, ending.timed_out, reason, tail
         )
 
-    def pre_script(self) -> set[int]:
-        """The processes of the pre-script, whoever their parent is: those with its environment, and
-        what is below them."""
+    def processes(self, phase: str) -> set[int]:
+        """Those of this script, whoever their parent is: with its environment, and what is below
+        them."""
         names = ("VMSNAP_SESSION", "VMSNAP_APP")
         ours = {f"{name}={self.environment[name]}".encode() for name in names}
-        found = having_environment(ours | {b"VMSNAP_PHASE=pre"})
+        found = having_environment(ours | {f"VMSNAP_PHASE={phase}".encode()})
         return found | descendants(*found)
 
     def attempt(

@@ -196,6 +196,7 @@ class Supervisor:
         Whatever it writes to the pipe `output` is given to `take` as it comes. Its end counts, not
         the pipe's: a child that keeps the pipe open delays nothing.
         """
+        self._statuses.clear()  # of others: this one is reaped below, and nowhere before
         sources = () if output is None else (output,)
         while True:
             ready = self._wait(deadline, *sources)
@@ -204,9 +205,7 @@ class Supervisor:
             if pid in self._statuses:
                 if output is not None:
                     drain(output, take, reads=PIPE_READS)
-                status = exit_status(self._statuses[pid])
-                self._statuses.clear()
-                return status
+                return exit_status(self._statuses[pid])
             if self._stopped(survive):
                 return ExitStatus(stopped=True)
             if deadline is not None and time.monotonic() >= deadline:
@@ -270,6 +269,15 @@ class Supervisor:
             self._reap()
         if output is not None:
             drain(output, take, reads=PIPE_READS)
+
+    def outlast(self, left: Callable[[], set[int]], deadline: float) -> bool:
+        """Wait for the end of processes that need not be ours. False at the deadline."""
+        while pids := left():
+            if time.monotonic() >= deadline:
+                return False
+            with pidfds(pids) as ends:
+                self._wait(deadline, *ends)
+        return True
 
     def living(self) -> set[int]:
         """All descendants; without the cost of looking if there are no children at all."""

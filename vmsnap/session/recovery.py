@@ -230,5 +230,6 @@ def thaw_by_force(run_dir: Path, remove: bool) -> tuple[bool, list[str]]:
         return thawed
     messages: list[str] = []  # the child was killed: better to hang than to leave something frozen
     with contextlib.suppress(FileNotFoundError):
-        return next(thaw_listed(run_dir, messages.append, remove)), messages
+        *_, good = thaw_listed(run_dir, messages.append, remove)
+        return good, messages
     return nothing

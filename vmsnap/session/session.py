@@ -28,7 +28,7 @@ from vmsnap.consistency import Level, consistency
 from vmsnap.errors import SCRIPT, Kind, Problem
 from vmsnap.freeze.failures import newly_writable, unused_excludes
 from vmsnap.freeze.freezer import Freezer
-from vmsnap.freeze.frozen_list import thaw_earlier
+from vmsnap.freeze.frozen_list import FROZEN_LIST
 from vmsnap.freeze.plan import Plan, count_disks, make_plan
 from vmsnap.freeze.writeback import write_back_open_files
 from vmsnap.journal.sender import Event, Journal, Priority
@@ -176,9 +176,13 @@ class Session:
     def recover(self) -> None:
         """Clean up after a session that was killed, so far as recovery.py could not. We hold the
         lock, so no other process does the same."""
-        left = thaw_earlier(self.options.run_dir, self.record.note)
-        if left:
-            self.record.fail(Problem(Kind.THAW_FAILED, left, Phase.CHECK))
+        listed = self.options.run_dir / FROZEN_LIST
+        if listed.exists():
+            message = (
+                "what an earlier session had frozen cannot all be thawed, see the journal; if "
+                f"it is no longer there, remove {listed}"
+            )
+            self.record.fail(Problem(Kind.THAW_FAILED, message, Phase.CHECK))
         remove_tree(self.options.run_dir / "scripts")
         remove_tree(self.options.run_dir / "tmp")
         make_private(self.temporary)
