@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import pytest
 
+from . import worlds
 from .ownership import Ownership, trusted_directory
 from .worlds import Etc, Machine
 
@@ -76,6 +77,12 @@ def trusted_dir(ownership: None) -> Iterator[Path]:
 @pytest.fixture
 def etc(trusted_dir: Path) -> Etc:
     return Etc(trusted_dir / "etc")
+
+
+@pytest.fixture(autouse=True)
+def owners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ioctl that says who owns a mount namespace, for one that a test has made up."""
+    monkeypatch.setattr("vmsnap.freeze.mountinfo.owner", worlds.owner)
 
 
 @pytest.fixture

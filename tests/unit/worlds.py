@@ -106,6 +106,14 @@ def line(
     return f"{left}- {fstype} {escape(source)} {options}\n"
 
 
+def owner(namespace: Path) -> int | None:
+    """As mountinfo.owner, of a process that Machine has made; none for a real one."""
+    try:
+        return int((namespace.parent / "owner").read_text())
+    except FileNotFoundError:
+        return None
+
+
 class Machine:
     """A /proc with mount tables and a /sys with block devices. Majors from 900 on do not exist."""
 
@@ -116,8 +124,11 @@ class Machine:
         self.process("self", "mnt:[1]")
         self.mounts = 100
 
-    def process(self, pid: str, namespace: str) -> None:
+    def process(self, pid: str, namespace: str, root: str = "/", owner: int = 1) -> None:
+        """`owner` is the user namespace that owns the mount namespace; 1 is ours."""
         (self.proc / pid / "ns").mkdir(parents=True)
+        (self.proc / pid / "ns/owner").write_text(f"{owner}")
+        (self.proc / pid / "root").symlink_to(root)
         (self.proc / pid / "ns/mnt").symlink_to(namespace)
         (self.proc / pid / "mountinfo").write_text("")
 

@@ -149,6 +149,8 @@ def plan_command(arguments: argparse.Namespace) -> int:
             "vmsnap plan: not root, so without the settings and without other mount namespaces"
         )
     plan = make_plan(only, exclude)
+    for note in plan.notes:
+        complain(f"vmsnap plan: {note}")
     if arguments.json:
         print_json([entry.to_json() for entry in plan.entries])
     else:

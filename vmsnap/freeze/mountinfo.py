@@ -1,18 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel's mount tables (proc(5), /proc/PID/mountinfo), of every mount namespace, as data.
 
+Who has a user namespace of his own mounts in it what he likes, without any privilege, and so writes
+into these tables what he likes: sources, options, mount points, as many as the kernel allows. Of
+such a namespace, called foreign here, only the device number is believed, which is the kernel's.
+Nothing here looks at a mount itself, whose filesystem may never answer.
+
 Runs in: engine, caller. Not while this session has anything frozen.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
-from collections.abc import Collection, Iterator
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+NS_GET_USERNS = 0xB701  # linux/nsfs.h: _IO(0xb7, 1)
+# On block devices, though the kernel gives their superblocks an anonymous device number.
+ANONYMOUS = {"btrfs", "bcachefs"}
+# Limits for the mount tables of foreign user namespaces.
+TABLE_SECONDS, ALL_SECONDS = 1.0, 4.0  # for one, and for all together
+WAYS = 4  # mounts that are kept of one filesystem: ways in, of which one is enough
+AT_ONCE = 1000  # lines or processes, after which the time is looked at
+
+Item = TypeVar("Item")
 OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -28,6 +47,7 @@ class Mount:
     source: str
     options: str  # of the superblock, not of this mount
     pid: int | None = None  # a process that sees it, if it is not in our mount namespace
+    foreign: bool = False  # that namespace is owned by another user namespace than ours
 
     @property
     def path(self) -> str:
@@ -51,17 +71,23 @@ def unescape(field: str) -> str:
     return OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
 
 
-def parse(text: str, pid: int | None = None, unless: Collection[str] = ()) -> Iterator[Mount]:
-    """Parse a mount table, leaving out the superblocks named in `unless`."""
-    for line in text.split("\n"):
-        left, dash, right = line.partition(" - ")
+def parse(
+    lines: Iterable[str],
+    pid: int | None = None,
+    unless: Collection[str] = (),
+    foreign: bool = False,
+) -> Iterator[Mount]:
+    """Parse a mount table, leaving out the superblocks named in `unless` and, of a foreign one,
+    what is certainly not on a disk."""
+    for line in lines:
+        left, dash, right = line.rstrip("\n").partition(" - ")
         if not dash:
             continue
         # The optional fields between the sixth and the dash are not used.
         mount_id, _parent, device, root, point, *_ = left.split(" ")
-        if device in unless:
-            continue
         fstype, source, options = (right.split(" ") + ["", ""])[:3]
+        if device in unless or (foreign and not maybe_on_disk(device, fstype)):
+            continue
         yield Mount(
             int(mount_id),
             device,
@@ -71,35 +97,119 @@ def parse(text: str, pid: int | None = None, unless: Collection[str] = ()) -> It
             unescape(source),
             unescape(options),
             pid,
+            foreign,
         )
 
 
-def read(path: Path) -> str:
-    return os.fsdecode(path.read_bytes())
+def maybe_on_disk(device: str, fstype: str) -> bool:
+    return fstype in ANONYMOUS or not (device.startswith("0:") or fstype.startswith("fuse"))
 
 
-def every_mount(proc: Path = Path("/proc")) -> list[Mount]:
-    """All mounts of our namespace, and from the others those of superblocks that ours lacks."""
-    mounts = list(parse(read(proc / "self/mountinfo")))
+def paced(items: Iterable[Item], pulse: Callable[[], object]) -> Iterator[Item]:
+    for number, item in enumerate(items):
+        if number % AT_ONCE == 0:
+            pulse()
+        yield item
+
+
+def until(deadline: float, pulse: Callable[[], object]) -> Callable[[], None]:
+    def check() -> None:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        pulse()
+
+    return check
+
+
+def read(path: Path, pulse: Callable[[], object]) -> Iterator[str]:
+    """The lines of a mount table, of which there may be more than fit into memory."""
+    encoding = sys.getfilesystemencoding()
+    with path.open(encoding=encoding, errors="surrogateescape", newline="\n") as table:
+        yield from paced(table, pulse)
+
+
+def every_mount(
+    proc: Path = Path("/proc"),
+    warn: Callable[[str], object] = lambda _: None,
+    pulse: Callable[[], object] = lambda: None,
+) -> list[Mount]:
+    """All mounts of our namespace, and from the others those of superblocks that ours lacks; of
+    foreign ones only such as may be on a disk.
+
+    `warn` is called with what was left out, `pulse` every few milliseconds.
+    """
+    mounts = list(parse(read(proc / "self/mountinfo", pulse)))
     known = {mount.device for mount in mounts}
-    for pid in other_namespaces(proc):
-        # A process may end while we look at it; its mounts then end with it or are seen elsewhere.
+    views = other_namespaces(proc, pulse)
+    # A process may end while we look at it; its mounts then end with it or are seen elsewhere.
+    for pid in (pid for pid, foreign in views if not foreign):
         with contextlib.suppress(OSError):
-            new = list(parse(read(proc / str(pid) / "mountinfo"), pid, known))
+            new = list(parse(read(proc / str(pid) / "mountinfo", pulse), pid, known))
             mounts += new
             known |= {mount.device for mount in new}
+    ways: Counter[str] = Counter()
+    end = time.monotonic() + ALL_SECONDS
+    unread = 0
+    for pid in (pid for pid, foreign in views if foreign):
+        check = until(min(end, time.monotonic() + TABLE_SECONDS), pulse)
+        try:
+            table = read(proc / str(pid) / "mountinfo", check)
+            for mount in parse(table, pid, known, foreign=True):
+                ways[mount.device] += 1
+                if ways[mount.device] <= WAYS:
+                    mounts.append(mount)
+        except TimeoutError:
+            unread += 1
+        except OSError:
+            continue
+    if unread:
+        warn(
+            f"found too many mounts in foreign user namespaces, so {unread} of their mount tables "
+            "were not read to the end: a filesystem that is mounted only there may be missing"
+        )
     return mounts
 
 
-def other_namespaces(proc: Path) -> list[int]:
-    """One process, the oldest, of each mount namespace that is not ours."""
+def other_namespaces(
+    proc: Path, pulse: Callable[[], object] = lambda: None
+) -> list[tuple[int, bool]]:
+    """The processes through which to see all of each mount namespace that is not ours, and whether
+    that is foreign, by pid.
+
+    It is the oldest process whose root is that of the namespace. If there is none, it is the oldest
+    of each root: the mount table of a process in a chroot lacks what is mounted outside of it
+    (fs/proc_namespace.c). The link says where a root is without any look at it.
+    """
     pids = sorted(int(entry.name) for entry in os.scandir(proc) if entry.name.isdigit())
-    seen = {(proc / "self/ns/mnt").readlink()}
-    found = []
-    for pid in pids:
+    ours = (proc / "self/ns/mnt").readlink()
+    namespaces: dict[Path, dict[str, int]] = {}
+    for pid in paced(pids, pulse):
         with contextlib.suppress(OSError):
             namespace = (proc / str(pid) / "ns/mnt").readlink()
-            if namespace not in seen:
-                seen.add(namespace)
-                found.append(pid)
-    return found
+            if namespace != ours:
+                root = str((proc / str(pid) / "root").readlink())
+                namespaces.setdefault(namespace, {}).setdefault(root, pid)
+    found = []
+    our_owner = owner(proc / "self/ns/mnt") if namespaces else None
+    for roots in paced(namespaces.values(), pulse):
+        for pid in [roots["/"]] if "/" in roots else roots.values():
+            with contextlib.suppress(OSError):
+                of = owner(proc / str(pid) / "ns/mnt")
+                found.append((pid, of is None or of != our_owner))
+    return sorted(found)
+
+
+def owner(namespace: Path) -> int | None:
+    """The inode of the user namespace that owns a mount namespace; None if that is none of ours or
+    below (ioctl_ns(2), EPERM). Raises OSError if the process has ended."""
+    fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        user = fcntl.ioctl(fd, NS_GET_USERNS)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    try:
+        return os.fstat(user).st_ino
+    finally:
+        os.close(user)

@@ -12,13 +12,13 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from vmsnap.freeze.mountinfo import Mount, every_mount
+from vmsnap.freeze.mountinfo import ANONYMOUS, Mount, every_mount
 
 REMOTE = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "afs", "lustre", "9p", "virtiofs", "coda"),
@@ -29,8 +29,6 @@ SYNC_ONLY = {
     *("vfat", "msdos", "exfat", "ntfs3", "ntfs", "hfs", "hfsplus", "udf", "minix", "ufs", "affs"),
     *("sysv", "v7", "omfs", "hpfs", "adfs", "bfs", "qnx4"),
 }
-# On block devices, though the kernel gives their superblocks an anonymous device number.
-ANONYMOUS = {"btrfs", "bcachefs"}
 NO_DISK = ("loop", "ram", "zram", "sr", "fd", "dm-", "md", "bcache", "drbd", "mtdblock")
 
 
@@ -58,6 +56,11 @@ class Entry:
         return self.mounts[0].device
 
     @property
+    def foreign(self) -> bool:
+        """Whether nothing but namespaces of foreign user namespaces has it mounted."""
+        return all(mount.foreign for mount in self.mounts)
+
+    @property
     def virtual(self) -> bool:
         return self.reason.startswith("virtual")
 
@@ -77,11 +80,12 @@ class Entry:
 @dataclass(frozen=True)
 class Plan:
     """Every superblock. `unmatched` are plain names in --only at which nothing is mounted,
-    `idle` the same in --exclude."""
+    `idle` the same in --exclude; `notes` are what may be missing, and why."""
 
     entries: tuple[Entry, ...]
     unmatched: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def acted_on(self) -> list[Entry]:
@@ -93,23 +97,29 @@ def make_plan(
     exclude: Sequence[str] = (),
     proc: Path = Path("/proc"),
     sys: Path = Path("/sys"),
+    pulse: Callable[[], object] = lambda: None,
 ) -> Plan:
-    """Plan a freeze. `only` and `exclude` are globs of mount points (`*` crosses slashes)."""
+    """Plan a freeze. `only` and `exclude` are globs of mount points (`*` crosses slashes); `pulse`
+    is called every few milliseconds while the mount tables are read."""
     superblocks: dict[str, list[Mount]] = {}
-    for mount in every_mount(proc):
+    notes: list[str] = []
+    for mount in every_mount(proc, notes.append, pulse):
         superblocks.setdefault(mount.device, []).append(mount)
     for mounts in superblocks.values():
         # A mount of the whole filesystem in our own namespace says best which one is meant.
         mounts.sort(key=lambda m: (m.pid is not None, not m.reachable, m.root != "/"))
     only, exclude = [trimmed(p) for p in only], [trimmed(p) for p in exclude]
-    decisions = {device: decide(mounts, only, exclude) for device, mounts in superblocks.items()}
+    decisions = {
+        device: decide(mounts, only, exclude, sys) for device, mounts in superblocks.items()
+    }
     steps = steps_of(superblocks, decisions, sys)
     entries = tuple(
         Entry(tuple(mounts), *decisions[device][:1], steps.get(device), decisions[device][1])
         for device, mounts in superblocks.items()
     )
-    points = {mount.point for mounts in superblocks.values() for mount in mounts}
-    return Plan(entries, *(not_mounted(patterns, points) for patterns in (only, exclude)))
+    points = {m.point for mounts in superblocks.values() for m in mounts if not m.foreign}
+    unmatched, idle = (not_mounted(patterns, points) for patterns in (only, exclude))
+    return Plan(entries, unmatched, idle, tuple(notes))
 
 
 def not_mounted(patterns: Iterable[str], points: Collection[str]) -> tuple[str, ...]:
@@ -121,11 +131,13 @@ def trimmed(pattern: str) -> str:
 
 
 def decide(
-    mounts: Sequence[Mount], only: Sequence[str], exclude: Sequence[str]
+    mounts: Sequence[Mount], only: Sequence[str], exclude: Sequence[str], sys: Path
 ) -> tuple[Action, str]:
     action, reason = by_nature(mounts[0])
     if action is Action.SKIP:
         return action, reason
+    if mounts[0].foreign and is_gone(mounts[0], sys):
+        return Action.SKIP, "its device has been removed"
     if only and not matches(mounts, only):
         return Action.SKIP, "not selected"
     if matches(mounts, exclude):
@@ -134,9 +146,16 @@ def decide(
 
 
 def matches(mounts: Iterable[Mount], patterns: Sequence[str]) -> bool:
-    return any(
-        mount.point == p or fnmatchcase(mount.point, p) for p in patterns for mount in mounts
-    )
+    """A mount point in a foreign user namespace is whatever a user calls it, and says nothing."""
+    points = [mount.point for mount in mounts if not mount.foreign]
+    return any(point == p or fnmatchcase(point, p) for p in patterns for point in points)
+
+
+def is_gone(mount: Mount, sys: Path) -> bool:
+    """Whether all block devices were unplugged, though a mount that a user has kept still pins what
+    was on them: to freeze that would fail (EIO), and all others with it."""
+    devices = block_devices(mount, sys)
+    return bool(devices) and not any((sys / "dev/block" / d).exists() for d in devices)
 
 
 def by_nature(mount: Mount) -> tuple[Action, str]:
@@ -193,7 +212,7 @@ def steps_of(
 
 def backing_filesystems(mount: Mount, by_point: dict[str, str], sys: Path) -> Iterator[str]:
     """The superblocks of the files that back this one."""
-    if mount.fstype == "overlay":
+    if mount.fstype == "overlay" and mount.pid is None:  # else its names are not ours
         for option in mount.options.split(","):
             key, _, value = option.partition("=")
             if key == "upperdir":
@@ -204,18 +223,41 @@ def backing_filesystems(mount: Mount, by_point: dict[str, str], sys: Path) -> It
 
 
 def block_devices(mount: Mount, sys: Path) -> list[str]:
-    """MAJOR:MINOR of what a filesystem lies on."""
+    """MAJOR:MINOR of what a filesystem lies on.
+
+    A source is a text that whoever mounts may choose, and may lead to a server that never answers,
+    so it is not looked at but for the types that need it, which only root can mount; and never by a
+    path of another namespace.
+    """
     if not mount.device.startswith("0:"):
         return [mount.device]
-    found = []
-    for source in mount.source.split(":"):
-        with contextlib.suppress(OSError):
-            status = Path(source).stat()
-            if stat.S_ISBLK(status.st_mode):
-                found.append(f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")
+    if mount.fstype not in ANONYMOUS:
+        return []
+    number = number_of_node if mount.pid is None else number_by_name
+    found = [*filter(None, (number(source, sys) for source in mount.source.split(":")))]
     if mount.fstype == "btrfs":
         found += btrfs_members(set(found), sys)
     return found
+
+
+def number_of_node(source: str, _sys: Path) -> str:
+    with contextlib.suppress(OSError):
+        status = Path(source).stat()
+        if stat.S_ISBLK(status.st_mode):
+            return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    return ""
+
+
+def number_by_name(source: str, sys: Path) -> str:
+    """By the kernel's own name, or that of the device mapper; without a look at any path."""
+    devices = sys / "class/block"
+    if source.startswith("/dev/mapper/"):
+        name = source[len("/dev/mapper/") :]
+        found = (text(dm / "dev") for dm in devices.glob("dm-*") if text(dm / "dm/name") == name)
+        return next(found, "")
+    if source.startswith("/dev/"):
+        return text(devices / source[len("/dev/") :].replace("/", "!") / "dev")
+    return ""
 
 
 def btrfs_members(some: set[str], sys: Path) -> list[str]:

@@ -263,7 +263,9 @@ class Session:
     def make_plan(self) -> Plan:
         settings = self.found.settings
         return make_plan(
-            self.options.only or settings.only, (*self.options.exclude, *settings.exclude)
+            self.options.only or settings.only,
+            (*self.options.exclude, *settings.exclude),
+            pulse=lambda: self.waiter.wait((), 0.0),
         )
 
     def watch(self, seconds: float) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ NAMES = st.binary(min_size=1, max_size=30).map(
 
 
 def one(text: str) -> Mount:
-    (mount,) = parse(text)
+    (mount,) = parse(text.split("\n"))
     return mount
 
 
@@ -79,7 +81,7 @@ def test_a_read_only_mount_of_a_writable_superblock_is_not_read_only() -> None:
 
 
 def test_empty_and_cut_lines_are_passed_over() -> None:
-    assert [m.point for m in parse("\n" + line("/a", "8:1") + "\n36 35 8:1")] == ["/a"]
+    assert [m.point for m in parse(["\n", line("/a", "8:1"), "36 35 8:1"])] == ["/a"]
 
 
 @given(NAMES, NAMES, NAMES)
@@ -136,3 +138,109 @@ def test_a_process_that_ends_meanwhile_is_passed_over(machine: Machine) -> None:
     machine.process("70", "mnt:[7]")
     machine.mount("/data", "900:7", pid="70")
     assert [mount.path for mount in every_mount(machine.proc)] == ["/proc/70/root/data"]
+
+
+def test_a_process_in_a_chroot_is_passed_over_for_one_that_sees_the_whole_namespace(
+    machine: Machine,
+) -> None:
+    machine.process("60", "mnt:[2]", root="/host")
+    machine.mount("/", "900:1", pid="60")
+    machine.process("70", "mnt:[2]")
+    machine.mount("/host", "900:1", pid="70")
+    machine.mount("/data", "900:2", pid="70")
+    assert [m.path for m in every_mount(machine.proc)] == [
+        "/proc/70/root/host",
+        "/proc/70/root/data",
+    ]
+
+
+def test_where_all_are_in_a_chroot_each_of_them_counts(machine: Machine) -> None:
+    for pid, root in (("60", "/a"), ("61", "/a"), ("62", "/b")):
+        machine.process(pid, "mnt:[2]", root=root)
+        machine.mount(f"/in{root}", f"900:{root}", pid=pid)
+    assert [m.path for m in every_mount(machine.proc)] == [
+        "/proc/60/root/in/a",
+        "/proc/62/root/in/b",
+    ]
+
+
+# --- namespaces that a foreign user namespace owns ----------------------------------------------
+
+
+def test_of_a_foreign_user_namespace_only_what_may_be_on_a_disk_is_kept(machine: Machine) -> None:
+    machine.process("60", "mnt:[2]", owner=7)
+    kinds = {
+        "900:1": "ext4",
+        "0:51": "tmpfs",
+        "0:52": "overlay",
+        "0:53": "fuse.evil",
+        "900:2": "fuseblk",
+        "0:54": "btrfs",
+        "0:55": "nfs4",
+    }
+    for device, fstype in kinds.items():
+        machine.mount(f"/{fstype}", device, fstype, pid="60")
+    found = every_mount(machine.proc)
+    assert [(m.point, m.foreign) for m in found] == [("/ext4", True), ("/btrfs", True)]
+
+
+def test_what_a_namespace_of_ours_has_as_well_is_not_reached_through_a_foreign_one(
+    machine: Machine,
+) -> None:
+    machine.process("60", "mnt:[2]", owner=7)
+    machine.mount("/trap", "900:1", pid="60")
+    machine.process("70", "mnt:[3]")
+    machine.mount("/data", "900:1", pid="70")
+    assert [m.path for m in every_mount(machine.proc)] == ["/proc/70/root/data"]
+
+
+def test_a_filesystem_has_a_few_ways_in_through_foreign_namespaces(machine: Machine) -> None:
+    for pid in ("60", "70"):
+        machine.process(pid, f"mnt:[{pid}]", owner=7)
+        for number in range(3):
+            machine.mount(f"/{number}", "900:1", pid=pid)
+    assert [m.path for m in every_mount(machine.proc)] == [
+        "/proc/60/root/0",
+        "/proc/60/root/1",
+        "/proc/60/root/2",
+        "/proc/70/root/0",
+    ]
+
+
+def flood(machine: Machine, pid: str, count: int, device: str) -> None:
+    machine.process(pid, f"mnt:[{pid}]", owner=7)
+    with (machine.proc / pid / "mountinfo").open("w") as file:
+        file.writelines(line(f"/{n}", device, "tmpfs", number=n) for n in range(count))
+
+
+@pytest.mark.parametrize("device", ["0:99", "900:9"])
+def test_a_flood_of_foreign_mounts_costs_no_memory_and_ends_no_watchdog(
+    machine: Machine, device: str
+) -> None:
+    flood(machine, "60", 100_000, device)
+    machine.process("70", "mnt:[70]", owner=8)
+    machine.mount("/data", "900:2", pid="70")
+    beats: list[int] = []
+    tracemalloc.start()
+    try:
+        found = every_mount(machine.proc, pulse=lambda: beats.append(len(beats)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "/proc/70/root/data" in [m.path for m in found]
+    assert peak < 2 << 20
+    assert len(beats) > 20
+
+
+def test_what_is_not_read_in_time_is_said_and_does_not_hide_other_namespaces(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flood(machine, "60", 5000, "0:99")
+    machine.process("70", "mnt:[70]")
+    machine.mount("/data", "900:2", pid="70")
+    monkeypatch.setattr("vmsnap.freeze.mountinfo.TABLE_SECONDS", 0.0)
+    notes: list[str] = []
+    found = every_mount(machine.proc, notes.append)
+    assert [m.path for m in found] == ["/proc/70/root/data"]
+    assert len(notes) == 1
+    assert "1 of their mount tables" in notes[0]

@@ -7,10 +7,12 @@ import os
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vmsnap.freeze.plan import Plan, count_disks
+from vmsnap.freeze.mountinfo import every_mount
+from vmsnap.freeze.plan import Plan, backing_filesystems, count_disks
 
 from ..worlds import Machine, shape
 
@@ -344,6 +346,89 @@ def test_a_loop_file_on_a_tmpfs_is_carried_by_nothing_that_is_frozen(machine: Ma
     machine.mount("/mnt", "907:0")
     machine.loop("907:0", "loop0", "/scratch/image")
     assert {entry.step for entry in machine.plan().acted_on} == {1}
+
+
+# --- what others write into mount tables --------------------------------------------------------
+
+
+@pytest.mark.parametrize("fstype", ["overlay", "nfs4", "fuse.evil", "tmpfs", "zfs"])
+def test_a_source_is_not_looked_at(
+    machine: Machine, tmp_path: Path, fstype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trap = tmp_path / "trap"
+    machine.mount("/mnt", "0:60", fstype, str(trap))
+    stat_it = Path.stat
+
+    def stat(path: Path, **more: Any) -> os.stat_result:
+        assert path != trap
+        return stat_it(path, **more)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    machine.plan()
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("/dev/loop0", True),
+        ("/dev/mapper/vg-data", True),
+        ("/dev/cciss/c0d0", True),
+        ("loop0", False),
+        ("/tmp/trap", False),
+        ("/dev/../loop0", False),
+        ("", False),
+    ],
+)
+def test_the_device_of_a_btrfs_elsewhere_is_found_by_the_kernels_names_alone(
+    machine: Machine, source: str, found: bool
+) -> None:
+    machine.mount("/srv", "900:2")
+    machine.process("60", "mnt:[2]")
+    machine.mount("/mnt", "0:45", "btrfs", source, pid="60")
+    devices = (
+        machine.loop("907:0", "loop0", "/srv/a.img"),
+        machine.loop("907:1", "cciss!c0d0", "/srv/b.img"),
+        machine.stacked("953:0", "dm-0", machine.sys / "dev/block/907:0"),
+    )
+    (devices[2] / "dm").mkdir()
+    (devices[2] / "dm/name").write_text("vg-data\n")
+    (machine.sys / "class/block").mkdir(parents=True)
+    for path in devices:
+        (machine.sys / "class/block" / path.name).symlink_to(path)
+    steps = shape(machine.plan())
+    assert (steps["/proc/60/root/mnt"][1] != steps["/srv"][1]) == found
+
+
+def test_an_overlay_elsewhere_orders_nothing_by_its_names(machine: Machine) -> None:
+    machine.mount("/srv", "900:2")
+    machine.process("60", "mnt:[2]")
+    machine.mount("/merged", "0:60", "overlay", options="rw,upperdir=/srv/u", pid="60")
+    overlay = next(m for m in every_mount(machine.proc) if m.fstype == "overlay")
+    assert list(backing_filesystems(overlay, {"/srv": "900:2"}, machine.sys)) == []
+
+
+def test_the_mount_points_of_foreign_user_namespaces_select_nothing(machine: Machine) -> None:
+    machine.mount("/", "900:1")
+    machine.process("60", "mnt:[2]", owner=7)
+    machine.mount("/data", "900:2", pid="60")
+    machine.mount("/tmpfs", "0:77", "tmpfs", pid="60")
+    machine.block("900:2", "vdc")
+    plan = machine.plan(only=("/data", "/tmpfs"), exclude=("/data",))
+    assert plan.unmatched == ("/data", "/tmpfs")
+    assert plan.idle == ("/data",)
+    assert plan.acted_on == []
+    plan = machine.plan(exclude=("/data", "*"))
+    assert shape(plan) == {"/": ("skip", None), "/proc/60/root/data": ("freeze", 1)}
+    assert [entry.foreign for entry in plan.entries] == [False, True]
+
+
+def test_an_unplugged_disk_that_a_user_keeps_mounted_is_left_alone(machine: Machine) -> None:
+    machine.mount("/", "900:1")
+    machine.process("60", "mnt:[2]", owner=7)
+    machine.mount("/media/usb", "900:2", pid="60")
+    assert shape(machine.plan())["/proc/60/root/media/usb"] == ("skip", None)
+    machine.block("900:2", "sdb")
+    assert shape(machine.plan())["/proc/60/root/media/usb"] == ("freeze", 1)
 
 
 # --- cost --------------------------------------------------------------------------------------
