@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import select
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from vmsnap.freeze.plan import Entry, Plan, make_plan
 
 from . import kernel
 from .lab import Filesystem, Lab, call, end
-from .processes import PATIENCE
+from .processes import PATIENCE, wait_for_end
 
 ATTACKER = Path(__file__).with_name("attacker.py")
 PYTHON = str(Path(sys.executable).resolve())  # a virtual environment is not for everybody to read
@@ -39,6 +40,7 @@ class User:
             [*argv, PYTHON, "-ISBc", ATTACKER.read_text()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         # First of all: what hangs at his server, hangs until that has ended.
         lab.undo.callback(self.end)
@@ -54,6 +56,7 @@ class User:
             assert self.process.stdout.readline() == b"ready\n", line
 
     def end(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)  # with the FUSE servers
         end(self.process)
         for pipe in filter(None, (self.process.stdin, self.process.stdout)):
             pipe.close()
@@ -179,9 +182,9 @@ def test_a_way_to_a_filesystem_that_leads_past_a_silent_server_holds_nobody_up(
     # The kernel revalidates a mount point as root, whom FUSE refuses; but not a new name.
     user.do(
         "fuse('/mnt/fuse')",
-        "fall_silent()",
         "os.rename('/mnt/here', '/mnt/there')",
         "overlay('/mnt/here', '/mnt/fuse')",
+        "fall_silent()",
     )
     begin = time.monotonic()
     pinned, problems = opened(lab, *entries)
@@ -235,3 +238,35 @@ def test_a_disk_of_a_container_whose_first_process_is_in_a_chroot_is_frozen(lab:
     outcome = lab.run("exit 0", only=[str(mount)])
     assert outcome.verdict == ("success", "filesystem", 0)
     assert len(outcome.result["filesystems"]) == 1
+
+
+# --- writeback -----------------------------------------------------------------------------------
+
+
+def write_back(lab: Lab, filesystem: Filesystem) -> subprocess.Popen[bytes]:
+    """What the session has a child do before it freezes; SIGALRM ends it when it takes too long."""
+    program = "import sys; from vmsnap.freeze.writeback import flush; flush({int(sys.argv[1])})"
+    device = str(filesystem.mount.stat().st_dev)
+    process = subprocess.Popen([sys.executable, "-IBc", program, device])
+    lab.helpers.append(process)
+    return process
+
+
+def test_an_open_file_at_a_server_that_never_answers_is_not_asked_for(lab: Lab, user: User) -> None:
+    filesystem = lab.filesystem()
+    user.do(
+        "fuse('/mnt/fuse')",
+        "overlay('/mnt/merged', '/mnt/fuse')",
+        "os.open('/mnt/merged/in', os.O_PATH)",
+        "fall_silent()",
+    )
+    process = write_back(lab, filesystem)
+    assert wait_for_end(process.pid, 20.0), "it hangs"
+    assert process.wait() == 0
+
+
+def test_a_sparse_file_of_terabytes_does_not_take_all_the_time(lab: Lab) -> None:
+    filesystem = lab.filesystem("xfs")
+    with (filesystem.mount / "sparse").open("wb") as file:
+        file.truncate(12 << 40)
+        assert write_back(lab, filesystem).wait() == 0
