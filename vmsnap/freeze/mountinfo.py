@@ -142,15 +142,19 @@ def every_mount(
     known = {mount.device for mount in mounts}
     views = other_namespaces(proc, pulse)
     # A process may end while we look at it; its mounts then end with it or are seen elsewhere.
-    for pid in (pid for pid, foreign in views if not foreign):
+    for pid, namespace in ((view.pid, view.namespace) for view in views if not view.foreign):
         with contextlib.suppress(OSError):
             new = list(parse(read(proc / str(pid) / "mountinfo", pulse), pid, known))
+            if (proc / str(pid) / "ns/mnt").readlink() != namespace:
+                # What it has entered may be anybody's. It cannot have come back without privileges.
+                warn(f"process {pid} left its mount namespace, so what is mounted there is missing")
+                continue
             mounts += new
             known |= {mount.device for mount in new}
     ways: Counter[str] = Counter()
     end = time.monotonic() + ALL_SECONDS
     unread = 0
-    for pid in (pid for pid, foreign in views if foreign):
+    for pid in (view.pid for view in views if view.foreign):
         check = until(min(end, time.monotonic() + TABLE_SECONDS), pulse)
         try:
             table = read(proc / str(pid) / "mountinfo", check)
@@ -170,11 +174,17 @@ def every_mount(
     return mounts
 
 
-def other_namespaces(
-    proc: Path, pulse: Callable[[], object] = lambda: None
-) -> list[tuple[int, bool]]:
-    """The processes through which to see all of each mount namespace that is not ours, and whether
-    that is foreign, by pid.
+@dataclass(frozen=True)
+class View:
+    """A process that sees a mount namespace, which is named by its link in /proc/PID/ns."""
+
+    pid: int
+    namespace: Path
+    foreign: bool
+
+
+def other_namespaces(proc: Path, pulse: Callable[[], object] = lambda: None) -> list[View]:
+    """The processes through which to see all of each mount namespace that is not ours, by pid.
 
     It is the oldest process whose root is that of the namespace. If there is none, it is the oldest
     of each root: the mount table of a process in a chroot lacks what is mounted outside of it
@@ -191,12 +201,12 @@ def other_namespaces(
                 namespaces.setdefault(namespace, {}).setdefault(root, pid)
     found = []
     our_owner = owner(proc / "self/ns/mnt") if namespaces else None
-    for roots in paced(namespaces.values(), pulse):
+    for namespace, roots in paced(namespaces.items(), pulse):
         for pid in [roots["/"]] if "/" in roots else roots.values():
             with contextlib.suppress(OSError):
                 of = owner(proc / str(pid) / "ns/mnt")
-                found.append((pid, of is None or of != our_owner))
-    return sorted(found)
+                found.append(View(pid, namespace, of is None or of != our_owner))
+    return sorted(found, key=lambda view: view.pid)
 
 
 def owner(namespace: Path) -> int | None:

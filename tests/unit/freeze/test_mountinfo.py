@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnap.freeze.mountinfo import Mount, every_mount, parse, unescape
+from vmsnap.freeze.mountinfo import Mount, every_mount, parse, read, unescape
 
 from ..worlds import Machine, escape, line
 
@@ -215,8 +217,10 @@ def flood(machine: Machine, pid: str, count: int, device: str) -> None:
 
 @pytest.mark.parametrize("device", ["0:99", "900:9"])
 def test_a_flood_of_foreign_mounts_costs_no_memory_and_ends_no_watchdog(
-    machine: Machine, device: str
+    machine: Machine, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("vmsnap.freeze.mountinfo.TABLE_SECONDS", 600.0)  # not a measurement
+    monkeypatch.setattr("vmsnap.freeze.mountinfo.ALL_SECONDS", 600.0)
     flood(machine, "60", 100_000, device)
     machine.process("70", "mnt:[70]", owner=8)
     machine.mount("/data", "900:2", pid="70")
@@ -244,3 +248,21 @@ def test_what_is_not_read_in_time_is_said_and_does_not_hide_other_namespaces(
     assert [m.path for m in found] == ["/proc/70/root/data"]
     assert len(notes) == 1
     assert "1 of their mount tables" in notes[0]
+
+
+def test_a_process_that_enters_a_foreign_namespace_while_it_is_read_is_not_believed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.process("60", "mnt:[2]")
+    machine.mount("/data", "0:77", "tmpfs", pid="60")
+
+    def read_late(path: Path, pulse: Callable[[], object]) -> Iterator[str]:
+        yield from read(path, pulse)
+        if path.parent.name == "60":
+            (machine.proc / "60/ns/mnt").unlink()
+            (machine.proc / "60/ns/mnt").symlink_to("mnt:[3]")
+
+    monkeypatch.setattr("vmsnap.freeze.mountinfo.read", read_late)
+    notes: list[str] = []
+    assert every_mount(machine.proc, notes.append) == []
+    assert len(notes) == 1
