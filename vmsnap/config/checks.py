@@ -22,7 +22,13 @@ from vmsnap.config.formats import PLAIN_WORD, ConfigError
 from vmsnap.config.settings import Settings, parse_settings
 from vmsnap.consistency import Level, consistency
 from vmsnap.errors import OF_APPS, SCRIPT, Kind, Problem, Severity
-from vmsnap.system.trusted import InsecurePathError, UnreadableFileError, open_trusted, read_text
+from vmsnap.system.trusted import (
+    InsecurePathError,
+    UnreadableFileError,
+    open_trusted,
+    read_text,
+    walk,
+)
 
 What = TypeVar("What")
 APP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -124,22 +130,34 @@ def azure_apps(found: Inspection, etc: Path) -> tuple[float, list[Path]]:
         if parsed is None:
             return LONGEST_SCRIPT, []
         cap, paths = parsed
-        for missing in [path for path in paths if not os.path.lexists(path)]:
+        missing = [path for path in paths if is_missing(path)]
+        for path in missing:
             found.error(
                 Kind.INCORRECT_PLUGINHOST_FILE,
                 str(host),
-                f"{host}: found {missing!r} as a pluginConfigPath, expected a file that exists",
+                f"{host}: found {path!r} as a pluginConfigPath, expected a file that exists",
             )
-        return cap, [Path(path) for path in paths if os.path.lexists(path)]
+        return cap, [Path(path) for path in paths if path not in missing]
     default = etc / "azure/VMSnapshotScriptPluginConfig.json"
     return LONGEST_SCRIPT, [default] if os.path.lexists(default) else []
+
+
+def is_missing(path: str) -> bool:
+    """Whether there is nothing, asked without a word to a server that may not answer."""
+    try:
+        with walk(path):
+            return False
+    except FileNotFoundError:
+        return True
+    except (InsecurePathError, UnreadableFileError, OSError):
+        return False  # what is wrong with it, is said when it is read
 
 
 def inspect_app(
     found: Inspection, path: Path, name: str, cap: float, seen: set[tuple[int, int]]
 ) -> None:
     kind = Kind.INCORRECT_JSON_CONFIG_FILE
-    text = read(found, kind, path)
+    text = attempt(found, kind, path, lambda: read_text(path))
     if text is None:
         return
     try:

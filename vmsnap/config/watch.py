@@ -15,6 +15,7 @@ from pathlib import Path
 from vmsnap.config.checks import Inspection
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.system import systemd
+from vmsnap.system.trusted import InsecurePathError, UnreadableFileError, is_directory, walk
 
 
 def watch(found: Inspection) -> list[Problem]:
@@ -27,7 +28,24 @@ def watch(found: Inspection) -> list[Problem]:
         *(p.path for p in found.problems if p.kind is Kind.INCORRECT_JSON_CONFIG_FILE),
     }
     directories = sorted({os.path.normpath(Path(file).parent) for file in files})
-    return [problem for directory in directories for problem in watch_directory(directory)]
+    return [
+        problem
+        for directory in directories
+        if is_reachable(directory)
+        for problem in watch_directory(directory)
+    ]
+
+
+def is_reachable(directory: str) -> bool:
+    """Whether systemd can look there without being led elsewhere by a user's link, or waiting for a
+    user's FUSE server. That those are there is a problem of its own, and noted."""
+    try:
+        with walk(directory, is_directory):
+            return True
+    except (InsecurePathError, UnreadableFileError):
+        return directory == "/"
+    except OSError:  # missing: it may come
+        return True
 
 
 def watch_directory(directory: str) -> Iterator[Problem]:

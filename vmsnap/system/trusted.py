@@ -7,11 +7,17 @@ nothing can be exchanged between the check and the use. What a file means is not
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
+
+from vmsnap.system.files import mount_id
+
+Check = Callable[[int, str], None]  # of a descriptor and the name of a step
 
 MAX_BYTES = 1 << 20
 MAX_SYMLINKS = 40  # as the kernel: path_resolution(7)
@@ -61,6 +67,26 @@ def open_trusted(path: str | Path, forbidden: int = 0o7177) -> int:
     be writable by group or others (the sticky bit does not excuse it); the file may have no bit of
     `forbidden` in its mode. Raises InsecurePathError for all that, UnreadableFileError if it is no
     regular file, and OSError as open(2) does."""
+    with walk(path) as (pinned, step):
+        return open_checked(pinned, step, forbidden)
+
+
+class Step(NamedTuple):
+    """One step of a path: an O_PATH descriptor, its name, and the mount that it lies on."""
+
+    fd: int
+    name: str
+    mount: int
+
+
+@contextlib.contextmanager
+def walk(path: str | Path, check: Check | None = None) -> Iterator[tuple[int, str]]:
+    """Follow a path, and give an O_PATH descriptor of its last step, and that one's name.
+
+    Links are followed that root has made. Every directory on the way must pass `check`, which is
+    check_directory if none is given; what the path leads to is left to the caller. No step of it
+    may lie on FUSE, and none is asked for anything before that is known. Raises as open_trusted."""
+    check = check or check_directory
     names = [name for name in reversed(os.fspath(path).split("/")) if name not in ("", ".")]
     if not os.fspath(path).startswith("/") or not names or os.fspath(path).endswith("/"):
         raise UnreadableFileError(
@@ -70,49 +96,74 @@ def open_trusted(path: str | Path, forbidden: int = 0o7177) -> int:
         raise UnreadableFileError(f"{str(path)!r}: found a NUL byte in the path")
     if not encodable(os.fspath(path)):
         raise UnreadableFileError(f"{str(path)!r}: found a path with half a character in it")
-    directories = [os.open("/", os.O_PATH | os.O_DIRECTORY)]
-    steps = [""]
-    links = 0
-    try:
-        check_directory(directories[0], "/")
+    with contextlib.ExitStack() as opened:
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY)
+        opened.callback(os.close, root)
+        steps = [Step(root, "", mount_id(root))]
+        refuse_fuse(steps[0])
+        check(root, "/")
+        links = 0
         while names:
             name = names.pop()
             if name == "..":
-                if len(directories) > 1:
-                    os.close(directories.pop())
-                    steps.pop()
+                steps = steps[:-1] or steps
                 continue
-            step = f"{steps[-1]}/{name}"
-            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directories[-1])
-            directories.append(fd)
+            above = steps[-1]
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=above.fd)
+            opened.callback(os.close, fd)
+            step = Step(fd, f"{above.name}/{name}", mount_id(fd))
+            if step.mount != above.mount:
+                refuse_fuse(step)
             status = os.fstat(fd)
             if stat.S_ISLNK(status.st_mode):
-                check_owner(status, step)
+                check_owner(status, step.name)
                 links += 1
                 if links > MAX_SYMLINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
                 target = os.readlink("", dir_fd=fd)
-                os.close(directories.pop())
                 if target.startswith("/"):
-                    while len(directories) > 1:
-                        os.close(directories.pop())
-                    steps = [""]
+                    steps = steps[:1]
                 names += [part for part in reversed(target.split("/")) if part not in ("", ".")]
-            elif names:
-                check_directory(fd, step)
-                steps.append(step)
-            else:
-                return open_checked(fd, step, forbidden)
-        raise UnreadableFileError(f"{path}: found a directory, expected a regular file")
-    finally:
-        for fd in directories:
-            os.close(fd)
+                continue
+            if names:
+                check(fd, step.name)
+            steps.append(step)
+        yield steps[-1].fd, steps[-1].name or "/"
+
+
+def refuse_fuse(step: Step) -> None:
+    """A FUSE server, which may be any user's program, says what it likes of owners and modes, and
+    may never answer. So it is not asked: fstatfs(2) and fstat(2) are requests to it, and the mount
+    table is not. Other filesystems whose servers could lie (nfs, cifs, 9p, virtiofs, ...) only root
+    can mount: it trusts them."""
+    fstype = fstype_of(step.mount)
+    if fstype in ("fuse", "fuseblk") or fstype.startswith(("fuse.", "fuseblk.")):
+        raise InsecurePathError(
+            step.name or "/", "a FUSE filesystem", "one of the kernel's own filesystems"
+        )
+    # Taken away in this moment, by whoever may unmount it. Where vmsnap is in a chroot, the table
+    # has no "/".
+    if not fstype and step.name:
+        raise InsecurePathError(step.name, "a filesystem that has been unmounted", "a mounted one")
+
+
+def fstype_of(mount: int) -> str:
+    """The type of the filesystem of a mount (proc(5), mountinfo); "" if it is not in the table."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            if line.startswith(b"%d " % mount):
+                return line.partition(b" - ")[2].split(b" ", 1)[0].decode("ascii", "replace")
+    return ""
+
+
+def is_directory(fd: int, step: str) -> None:
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), step)
 
 
 def check_directory(fd: int, step: str) -> None:
+    is_directory(fd, step)
     status = os.fstat(fd)
-    if not stat.S_ISDIR(status.st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), step)
     check_owner(status, step)
     check_mode(status, step, 0o022)
 
