@@ -242,6 +242,7 @@ def test_a_filesystem_detached_during_the_hold_is_thawed(lab: Lab) -> None:
 
 
 def fill(directory: Path) -> None:
+    (directory / ".vmsnap").touch()  # vmsnap has made it
     with (directory / "filling").open("wb", buffering=0) as file:
         for size in (1 << 20, 1 << 12, 1):
             try:
@@ -260,7 +261,7 @@ def test_nothing_is_frozen_when_the_run_directory_is_full(lab: Lab) -> None:
     outcome = session.finish()
     assert outcome.subjects == [("FreezeFailed", str(lab.run_directory))]
     assert outcome.verdict == ("success", "crash", 0)
-    assert sorted(os.listdir(lab.run_directory)) == ["filling", "lock"]
+    assert sorted(os.listdir(lab.run_directory)) == [".vmsnap", "filling", "lock"]
 
 
 def test_a_full_run_directory_costs_the_scripts_and_the_freeze(lab: Lab) -> None:
@@ -289,7 +290,24 @@ def test_a_run_directory_that_others_can_write_to_is_refused(lab: Lab) -> None:
     assert lab.events.heard == []
 
 
-@pytest.mark.parametrize("options", ["ro", "size=4k,nr_inodes=1"])
+def test_directories_of_others_are_left_alone(lab: Lab) -> None:
+    """As of `--run /var` or `--state /var`."""
+    lab.filesystem()
+    theirs = lab.directory / "theirs"
+    (theirs / "tmp").mkdir(parents=True)
+    theirs.chmod(0o700)
+    (theirs / "tmp/precious").write_text("data")
+    for option in ("--run", "--state"):
+        outcome = lab.run(lab.say("taken"), f"{option}={theirs}")
+        assert outcome.verdict == ("failed", "none", 1)
+        assert str(theirs) in outcome.result["errors"][0]["message"]
+    forced = lab.vmsnap("thaw", f"--run={theirs}", "--force")
+    assert f"{theirs}: found files and no .vmsnap" in forced.out.decode()
+    assert [str(path.relative_to(theirs)) for path in theirs.rglob("*")] == ["tmp", "tmp/precious"]
+    assert lab.events.heard == []
+
+
+@pytest.mark.parametrize("options", ["ro,mode=0700", "size=4k,nr_inodes=1,mode=0700"])
 def test_a_state_directory_that_cannot_be_written_to_costs_nothing(lab: Lab, options: str) -> None:
     lab.filesystem()
     lab.mount("-t", "tmpfs", "-o", options, "tmpfs", lab.state)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
 import sys
@@ -156,6 +155,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         arguments.parser.error("found no COMMAND after --, expected one")
     options = options_of(arguments, tuple(arguments.words or configured_command(arguments)))
     lock.prepare(options.run_dir)
+    lock.check_state(options.state)
     session = new_session_id()
     descriptor = lock.acquire(options.run_dir, session)
     waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
@@ -305,14 +305,19 @@ def force_thaw(arguments: argparse.Namespace) -> int:
     good, thawed = thaw_by_force(arguments.run, remove=not holder)
     messages += thawed
     if arguments.run.exists():
-        # Where the lock is held, supervisors of the session are running its post-scripts.
-        with contextlib.suppress(lock.SessionInProgressError):
+        try:
+            lock.prepare(arguments.run)
             descriptor = lock.acquire(arguments.run, "of `vmsnap thaw --force`")
             lost = conclude(arguments.run, arguments.state, descriptor, Waiter(()))
-            if lost:
-                messages.append(f"session {lost.session} was killed; it has ended as failed")
-                resumed = [app.name for app in lost.apps if app.post]
-                messages += [f"post-script of {name}: has run" for name in resumed]
+        except lock.SessionInProgressError:
+            lost = None  # supervisors of the session are running its post-scripts
+        except lock.RunDirectoryError as e:
+            lost = None
+            messages.append(str(e))
+        if lost:
+            messages.append(f"session {lost.session} was killed; it has ended as failed")
+            resumed = [app.name for app in lost.apps if app.post]
+            messages += [f"post-script of {name}: has run" for name in resumed]
     with whoever_reads():
         if arguments.json:
             print_json({"ok": good, "messages": messages})

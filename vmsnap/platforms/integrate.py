@@ -23,11 +23,11 @@ from vmsnap.platforms.additions import has_addition, ours, with_addition, withou
 from vmsnap.platforms.agent import Connection
 from vmsnap.platforms.agent_service import relabel, restart
 from vmsnap.platforms.registry import agents
+from vmsnap.session.lock import prepare_state
 from vmsnap.system.files import (
     File,
     is_there,
     make_directories,
-    make_private,
     sync,
     write,
     write_atomically,
@@ -271,7 +271,7 @@ def readable(state: Path) -> dict[str, Connected] | None:
 
 
 def keep(connections: dict[str, Connected], state: Path) -> None:
-    make_private(state)
+    prepare_state(state)
     if not connections:
         (state / RECORD).unlink(missing_ok=True)
         return

@@ -19,7 +19,7 @@ from vmsnap.journal.problems import send_problems
 from vmsnap.journal.sender import Event, Journal
 from vmsnap.provision.validation import Mistake
 from vmsnap.session import lock
-from vmsnap.system.files import make_private, write_atomically
+from vmsnap.system.files import write_atomically
 
 RECORD = "provision.json"
 HOLDER = "vmsnap provision"  # in the lock (session/lock.py)
@@ -63,8 +63,8 @@ class Provisioning:
 
 
 def record(outcome: Provisioning, state: Path) -> None:
-    """Raises OSError."""
-    make_private(state)
+    """Raises OSError, and lock.RunDirectoryError."""
+    lock.prepare_state(state)
     write_atomically(state / RECORD, (json.dumps(outcome.to_json()) + "\n").encode(), 0o600)
 
 

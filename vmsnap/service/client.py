@@ -62,6 +62,7 @@ def freeze(
     refuse_without_systemd()
     run = options.run_dir
     lock.prepare(run)
+    lock.check_state(options.state)
     session = session or new_session_id()
     request = place(run, request_of(options, session))
     try:

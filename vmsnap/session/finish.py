@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import time
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,7 @@ from vmsnap.result import (
     error_result,
 )
 from vmsnap.scripts.runner import ScriptRun
+from vmsnap.session.lock import RunDirectoryError, prepare_state
 from vmsnap.session.log import Record
 from vmsnap.system.files import write_atomically
 from vmsnap.system.process import written_in_child
@@ -96,7 +98,10 @@ def keep(result: Result, run_dir: Path, state: Path, waiter: Waiter, lock: int) 
     document = json.dumps(result.to_json()).encode() + b"\n"
 
     def write() -> None:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            prepare_state(state)
+        except RunDirectoryError as e:
+            raise OSError(errno.EPERM, str(e)) from None
         write_atomically(state / LAST, document, 0o600)
 
     try:

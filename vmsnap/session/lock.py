@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One session at a time: the lock in the run directory, and the directory itself.
+"""One session at a time: the lock in the run directory, and the directories that are vmsnap's own.
+
+The run directory is emptied after a session that was killed, and files in the state directory are
+replaced. So both must be known to be vmsnap's: they were made by it, or were found empty, and have
+a mark since then.
 
 The guard and the scripts' supervisors inherit the lock, so a new session cannot start before
 those of a killed one have thawed and resumed everything.
@@ -13,11 +17,20 @@ import contextlib
 import fcntl
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from vmsnap.errors import VmsnapError
+from vmsnap.system.files import make_private
+from vmsnap.system.trusted import (
+    InsecurePathError,
+    UnreadableFileError,
+    check_mode,
+    check_owner,
+    is_directory,
+    walk,
+)
 
 LOCK = "lock"
 
@@ -26,22 +39,74 @@ class SessionInProgressError(VmsnapError):
     """Another session holds the lock."""
 
 
+MARK = ".vmsnap"  # empty: a full tmpfs has room for it, if it has for the lock
+# What says the same of /run/vmsnap and /var/lib/vmsnap as versions without the mark have left them,
+# and of the latter as a quiescer has, which may write its position there before anybody else.
+OLDER_RUN = (LOCK, "request")
+OLDER_STATE = ("last-result.json", "provision.json", "integration.json", "quiesce")
+
+
 class RunDirectoryError(VmsnapError):
-    """The run directory cannot be made, or others than root can write to it."""
+    """The run or the state directory cannot be made, is not vmsnap's, or others than root can
+    change it."""
 
 
 def prepare(run_dir: Path) -> None:
-    """Make sure that the run directory exists and is root's alone."""
-    try:
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = run_dir.stat()
-    except OSError as e:
-        raise RunDirectoryError(f"{run_dir}: {e.strerror}") from None
-    if status.st_uid != 0 or status.st_mode & 0o022:
+    """Make sure that the run directory exists and is vmsnap's. Raises RunDirectoryError."""
+    claim(run_dir, OLDER_RUN)
+
+
+def prepare_state(state: Path) -> None:
+    """The same for the state directory. It may lie on a frozen disk, which blocks this."""
+    claim(state, OLDER_STATE)
+
+
+def check_state(state: Path) -> None:
+    """Without writing: that prepare_state() would not refuse it."""
+    with refusing(state), contextlib.suppress(FileNotFoundError):
+        is_marked(state, OLDER_STATE)
+
+
+def claim(directory: Path, older: Collection[str]) -> None:
+    with refusing(directory):
+        try:
+            marked = is_marked(directory, older)
+        except FileNotFoundError:
+            make_private(directory)
+            marked = is_marked(directory, older)
+        if not marked:
+            os.close(os.open(directory / MARK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+
+
+def is_marked(directory: Path, older: Collection[str]) -> bool:
+    """Whether the directory has the mark already. Raises InsecurePathError if others could change
+    it, also by its path; RunDirectoryError if it may be somebody else's; and OSError."""
+    with walk(directory) as (pinned, step):
+        is_directory(pinned, step)
+        status = os.fstat(pinned)
+        check_owner(status, step)
+        check_mode(status, step, 0o077)
+        names = os.listdir(f"/proc/self/fd/{pinned}")
+    if MARK in names:
+        return True
+    found = set(names) - {"lost+found"}
+    if found and not (directory.name == "vmsnap" and found & set(older)):
         raise RunDirectoryError(
-            f"{run_dir}: found owner uid {status.st_uid} and mode {status.st_mode & 0o7777:04o}, "
-            "expected owner root and mode 0700"
+            f"{directory}: found files and no {MARK}, expected a directory that vmsnap has made, "
+            "or an empty one"
         )
+    return False
+
+
+@contextlib.contextmanager
+def refusing(directory: Path) -> Iterator[None]:
+    """What is wrong with it becomes a RunDirectoryError."""
+    try:
+        yield
+    except (InsecurePathError, UnreadableFileError) as e:
+        raise RunDirectoryError(str(e)) from None
+    except OSError as e:
+        raise RunDirectoryError(f"{directory}: {e.strerror}") from None
 
 
 def acquire(run_dir: Path, session: str) -> int:

@@ -108,7 +108,10 @@ def make_directories(path: Path, mode: int) -> list[Path]:
     if path.exists():
         return []
     made = make_directories(path.parent, mode)
-    path.mkdir()
+    try:
+        path.mkdir()
+    except FileExistsError:  # by another process, in this moment
+        return made
     path.chmod(mode)  # whatever the umask
     return [*made, path]
 

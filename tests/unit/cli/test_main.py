@@ -18,7 +18,7 @@ from vmsnap.freeze.frozen_list import FROZEN_LIST
 from vmsnap.freeze.plan import Plan
 from vmsnap.provision import quiescers
 from vmsnap.result import LAST
-from vmsnap.session.lock import acquire
+from vmsnap.session.lock import acquire, prepare
 
 from ..test_result import FULL
 from ..worlds import Etc, Machine
@@ -481,7 +481,7 @@ def test_a_damaged_result_is_said_and_not_a_traceback(
 def test_status_names_the_session_in_progress(
     capsys: Capture, directories: list[str], trusted_dir: Path
 ) -> None:
-    (trusted_dir / "run").mkdir(mode=0o700)
+    prepare(trusted_dir / "run")
     descriptor = acquire(trusted_dir / "run", "s-1")
     try:
         assert cli.main(["status", *directories]) == OK
@@ -496,7 +496,7 @@ def test_status_names_the_session_in_progress(
 def test_a_second_session_fails_at_once_with_75_and_a_document(
     capsys: Capture, directories: list[str], trusted_dir: Path
 ) -> None:
-    (trusted_dir / "run").mkdir(mode=0o700)
+    prepare(trusted_dir / "run")
     descriptor = acquire(trusted_dir / "run", "s-1")
     try:
         assert cli.main(["run", "--json", *directories, "--", "true"]) == IN_PROGRESS
@@ -564,3 +564,19 @@ def test_without_a_stderr_complaints_do_not_end_up_in_the_document(
     monkeypatch.setattr("sys.stderr", None)
     assert cli.main(["plan", "--json"]) == OK
     assert document(capsys) == []
+
+
+@pytest.mark.parametrize("option", ["--run", "--state"])
+def test_a_session_leaves_a_directory_alone_that_is_not_vmsnaps(
+    capsys: Capture, trusted_dir: Path, option: str
+) -> None:
+    """As `--run /var` would be, whose tmp is not one of vmsnap's to empty."""
+    theirs = trusted_dir / "theirs"
+    (theirs / "tmp").mkdir(parents=True, mode=0o700)
+    (theirs / "tmp/precious").write_text("data")
+    theirs.chmod(0o700)
+    places = [f"--{name}={trusted_dir / name}" for name in ("etc", "run", "state")]
+    assert cli.main(["run", *places, f"{option}={theirs}", "--", "true"]) == 1
+    assert f"{theirs}: found files and no .vmsnap" in capsys.readouterr().err
+    assert [path.name for path in theirs.iterdir()] == ["tmp"]
+    assert (theirs / "tmp/precious").read_text() == "data"

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from vmsnap.session.lock import RunDirectoryError, SessionInProgressError, acquire, holder, prepare
+from vmsnap.session.lock import (
+    MARK,
+    RunDirectoryError,
+    SessionInProgressError,
+    acquire,
+    check_state,
+    holder,
+    prepare,
+    prepare_state,
+)
 
 from ..worlds import NOBODY
 
@@ -46,6 +55,33 @@ def test_a_run_directory_that_others_can_write_to_is_refused(run: Path, mode: in
         prepare(run)
 
 
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o705])
+def test_a_run_directory_that_others_can_read_is_refused(run: Path, mode: int) -> None:
+    run.chmod(mode)
+    with pytest.raises(RunDirectoryError, match=f"mode {mode:04o}, expected mode 0700"):
+        prepare(run)
+
+
+def test_a_run_directory_below_one_that_others_can_write_to_is_refused_and_not_made(
+    trusted_dir: Path,
+) -> None:
+    trusted_dir.chmod(0o1777)
+    with pytest.raises(RunDirectoryError, match=f"{trusted_dir}: found mode 1777"):
+        prepare(trusted_dir / "run")
+    assert not (trusted_dir / "run").exists()
+
+
+def test_a_link_of_somebody_else_to_a_run_directory_is_refused(
+    run: Path, trusted_dir: Path
+) -> None:
+    link = trusted_dir / "link"
+    link.symlink_to(run)
+    prepare(link)
+    os.chown(link, NOBODY, 0, follow_symlinks=False)
+    with pytest.raises(RunDirectoryError, match=f"{link}: found owner uid {NOBODY}"):
+        prepare(link)
+
+
 def test_a_run_directory_of_somebody_else_is_refused(run: Path) -> None:
     os.chown(run, NOBODY, 0)
     with pytest.raises(RunDirectoryError, match=str(NOBODY)):
@@ -57,6 +93,73 @@ def test_a_run_directory_that_cannot_be_made_is_refused_by_name(trusted_dir: Pat
     for path in (trusted_dir / "file", trusted_dir / "file/run"):
         with pytest.raises(RunDirectoryError, match=str(path)):
             prepare(path)
+
+
+# --- whose directory it is ---------------------------------------------------------------------
+
+
+def directory(path: Path, *files: str) -> Path:
+    path.mkdir(mode=0o700)
+    for name in files:
+        (path / name).write_text("")
+    return path
+
+
+def test_a_directory_that_vmsnap_has_made_has_a_mark(run: Path) -> None:
+    assert [path.name for path in run.iterdir()] == [MARK]
+
+
+def test_an_empty_directory_is_taken_and_stays_vmsnaps(trusted_dir: Path) -> None:
+    """As systemd's RuntimeDirectory= and the packages make them."""
+    found = directory(trusted_dir / "empty")
+    prepare(found)
+    (found / "anything").write_text("")
+    prepare(found)
+
+
+@pytest.mark.parametrize("files", [["tmp"], ["lock"], ["lock", "scripts", "tmp"]])
+def test_a_directory_with_files_and_no_mark_is_refused(trusted_dir: Path, files: list[str]) -> None:
+    found = directory(trusted_dir / "theirs", *files)
+    with pytest.raises(RunDirectoryError, match=f"{found}: found files and no {MARK}"):
+        prepare(found)
+    assert sorted(path.name for path in found.iterdir()) == files
+
+
+@pytest.mark.parametrize("files", [["lock"], ["request"], ["last-result.json", "lock", "tmp"]])
+def test_the_run_directory_of_a_version_without_marks_is_known(
+    trusted_dir: Path, files: list[str]
+) -> None:
+    found = directory(trusted_dir / "vmsnap", *files)
+    prepare(found)
+    assert (found / MARK).exists()
+
+
+@pytest.mark.parametrize(
+    "file", ["last-result.json", "provision.json", "integration.json", "quiesce"]
+)
+def test_the_state_directory_of_a_version_without_marks_is_known(
+    trusted_dir: Path, file: str
+) -> None:
+    found = directory(trusted_dir / "vmsnap", file)
+    check_state(found)
+    prepare_state(found)
+    assert (found / MARK).exists()
+
+
+def test_the_name_alone_makes_no_directory_vmsnaps(trusted_dir: Path) -> None:
+    found = directory(trusted_dir / "vmsnap", "notes")
+    for refused in (prepare, prepare_state, check_state):
+        with pytest.raises(RunDirectoryError, match="no .vmsnap"):
+            refused(found)
+
+
+def test_a_state_directory_is_checked_without_being_written_to(trusted_dir: Path) -> None:
+    check_state(trusted_dir / "none")
+    check_state(directory(trusted_dir / "empty"))
+    assert [*trusted_dir.rglob("*")] == [trusted_dir / "empty"]
+
+
+# --- the lock ----------------------------------------------------------------------------------
 
 
 def test_a_second_session_is_refused_at_once_and_hears_of_the_first(run: Path) -> None:
@@ -114,8 +217,7 @@ def test_a_shorter_name_leaves_nothing_of_a_longer_one(run: Path) -> None:
 
 def test_the_lock_is_readable_by_root_alone(run: Path) -> None:
     os.close(acquire(run, SESSION))
-    (lock,) = run.iterdir()
-    assert lock.stat().st_mode & 0o077 == 0
+    assert (run / "lock").stat().st_mode & 0o077 == 0
 
 
 def test_a_link_in_the_place_of_the_lock_is_not_followed(run: Path, trusted_dir: Path) -> None:
