@@ -80,6 +80,7 @@ def check_command(arguments: argparse.Namespace) -> int:
     unwatched = watch(checks.inspect(arguments.etc)) if arguments.watch else []
     found = checks.inspect(arguments.etc)
     found.problems += unwatched
+    checks.inspect_metrics(found)
     settings = found.settings
     plan = make_plan(arguments.only or settings.only, (*arguments.exclude, *settings.exclude))
     if all(app.freeze for app in found.apps):

@@ -25,6 +25,7 @@ from vmsnap.errors import OF_APPS, SCRIPT, Kind, Problem, Severity
 from vmsnap.system.trusted import (
     InsecurePathError,
     UnreadableFileError,
+    check_directory,
     open_trusted,
     read_text,
     walk,
@@ -97,6 +98,22 @@ def inspect_settings(found: Inspection, etc: Path) -> None:
             for warning in attempt(found, kind, path, parse) or ():
                 found.warn(kind, str(path), warning)
     found.settings = Settings(**values)
+
+
+def inspect_metrics(found: Inspection) -> None:
+    """Warn of a directory for metrics that others can write to. That is how collectors are
+    installed, and only the metrics depend on it, so a session does not repeat it."""
+    textfile = found.settings.textfile
+    if not textfile:
+        return
+    try:
+        with walk(Path(textfile).parent) as (fd, step):
+            check_directory(fd, step)
+    except InsecurePathError as e:
+        what = "others than root can change the metrics there, or keep them from being written"
+        found.warn(Kind.INCORRECT_SETTINGS, textfile, f"{e}: {what}")
+    except (UnreadableFileError, OSError):
+        pass  # the session will say that it could not write them
 
 
 # --- apps --------------------------------------------------------------------------------------

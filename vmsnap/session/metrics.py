@@ -10,34 +10,94 @@ Runs in: engine, a fork of it that writes the file. Not while frozen.
 from __future__ import annotations
 
 import datetime
+import errno
+import math
+import os
 import re
+import signal
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from vmsnap.consistency import Level
 from vmsnap.errors import Kind
 from vmsnap.result import Result
 from vmsnap.system.files import write_atomically
-from vmsnap.system.process import written_in_child
+from vmsnap.system.process import KEEP_PATIENCE, written_in_child
+from vmsnap.system.trusted import (
+    MAX_BYTES,
+    InsecurePathError,
+    UnreadableFileError,
+    is_directory,
+    kind_of,
+    walk,
+)
 from vmsnap.system.waiter import Waiter
 
 SAMPLE = re.compile(r"(vmsnap_\w+(?:\{[^}]*\})?) ([0-9]{1,18}(?:\.[0-9]{1,9})?)")
 
+NO_LOCK = -1
 SUCCEEDED = "vmsnap_last_success_timestamp_seconds"
 
 
-def write_metrics(result: Result, textfile: str, waiter: Waiter, lock: int) -> str:
+def write_metrics(result: Result, textfile: str, waiter: Waiter) -> str:
     """Bring the file up to date; return an error message, or "". Without a file do nothing."""
     if not textfile:
         return ""
-    path = Path(textfile)
 
     def write() -> None:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        write_atomically(path, exposition(result, samples(text)).encode(), 0o644)
+        signal.signal(signal.SIGALRM, give_up)
+        signal.alarm(math.ceil(KEEP_PATIENCE))
+        try:
+            update(Path(textfile), result)
+        except TooLateError:
+            os._exit(1)
+        except (InsecurePathError, UnreadableFileError) as e:
+            raise OSError(errno.EINVAL, str(e)) from None
 
-    error = written_in_child(write, "vmsnap-metrics", waiter, lock)
-    return error and f"cannot write metrics to {path}: {error}"
+    # Without the lock: what hangs there must not keep the next session from starting.
+    error = written_in_child(write, "vmsnap-metrics", waiter, NO_LOCK)
+    return error and f"cannot write metrics to {textfile}: {error}"
+
+
+class TooLateError(BaseException):
+    """Nobody waits any longer. A later session may have written newer numbers."""
+
+
+def give_up(*_: object) -> NoReturn:
+    raise TooLateError
+
+
+def update(path: Path, result: Result) -> None:
+    """The directory may be another user's, the collector's, who is not trusted with more than these
+    numbers: neither he nor his links lead to another directory, and only a file is read."""
+    with walk(path.parent, is_directory) as (directory, step):
+        is_directory(directory, step)
+        there = Path(f"/proc/self/fd/{directory}", path.name)
+        text = read_regular(there)
+        write_atomically(there, exposition(result, samples(text)).encode(), 0o644)
+
+
+def read_regular(path: Path) -> str:
+    """ "" if there is no file. Raises UnreadableFileError for what is none, or too large."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
+    except FileNotFoundError:
+        return ""
+    except OSError as e:
+        if e.errno == errno.ELOOP:
+            raise UnreadableFileError("found a symbolic link, expected a regular file") from None
+        raise
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        raise UnreadableFileError(f"found {kind_of(mode)}, expected a regular file")
+    with open(fd, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UnreadableFileError(f"found more than {MAX_BYTES} bytes, expected at most 1 MiB")
+    return data.decode("utf-8", "replace")
 
 
 def samples(text: str) -> dict[str, float]:

@@ -319,7 +319,7 @@ class Session:
         result = known(self.result())
         for trouble in (
             keep(result, self.options.run_dir, self.options.state, self.waiter, self.lock),
-            write_metrics(result, self.found.settings.textfile, self.waiter, self.lock),
+            write_metrics(result, self.found.settings.textfile, self.waiter),
         ):
             if trouble:
                 self.record.note(trouble)

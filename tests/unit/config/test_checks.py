@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from vmsnap.config import checks
 from vmsnap.config.app import App
 from vmsnap.config.checks import Inspection
 from vmsnap.errors import Kind
@@ -388,3 +389,24 @@ def test_no_content_of_any_file_stops_the_inspection(etc: Etc, contents: dict[st
     found = etc.inspect()
     assert all(problem.message and problem.path for problem in found.problems)
     assert set(runnable(found)) <= {app.name for app in found.apps}
+
+
+# --- the metrics' directory ----------------------------------------------------------------------
+
+
+def metrics_warnings(etc: Etc, directory: Path) -> list[str]:
+    etc.write("vmsnap/vmsnap.conf", f"[metrics]\ntextfile = {directory}/vmsnap.prom\n")
+    found = etc.inspect()
+    assert warnings(found) == []  # which a session would repeat each time
+    checks.inspect_metrics(found)
+    return warnings(found)
+
+
+def test_the_owner_of_the_metrics_directory_is_named(etc: Etc) -> None:
+    directory = etc.root / "metrics"
+    directory.mkdir()
+    assert metrics_warnings(etc, directory) == []
+    os.chown(directory, NOBODY, 0)
+    (warning,) = metrics_warnings(etc, directory)
+    assert f"{directory}: found owner uid {NOBODY}, expected owner root" in warning
+    assert metrics_warnings(etc, etc.root / "missing") == []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from vmsnap.session.metrics import SUCCEEDED, exposition, samples, write_metrics
 from vmsnap.system.waiter import Waiter
 
 from ..test_result import FULL, RESULTS
+from ..worlds import NOBODY
 
 GOOD = replace(FULL, outcome="success", consistency="application", errors=())
 # 2025-01-31T12:00:00+01:00, as `date +%s` says
@@ -270,10 +272,12 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return ""
 
     monkeypatch.setattr("vmsnap.session.metrics.written_in_child", written)
+    for name in ("signal", "alarm"):  # which end the child
+        monkeypatch.setattr(f"signal.{name}", lambda *_: 0)
 
 
 def written(result: Result, textfile: Path | str) -> str:
-    return write_metrics(result, str(textfile), cast(Waiter, None), -1)
+    return write_metrics(result, str(textfile), cast(Waiter, None))
 
 
 def test_without_a_file_nothing_is_written(tmp_path: Path) -> None:
@@ -288,6 +292,44 @@ def test_the_file_is_brought_up_to_date_and_readable_by_the_exporter(
     assert path.read_text() == after(GOOD, FULL)
     assert path.stat().st_mode & 0o777 == 0o644
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (os.mkfifo, "a FIFO"),
+        (Path.mkdir, "a directory"),
+        (lambda path: path.symlink_to("/etc/hostname"), "a symbolic link"),
+        (lambda path: path.symlink_to(path), "a symbolic link"),
+    ],
+)
+def test_nothing_but_a_file_is_read_or_replaced(
+    in_this_process: None, tmp_path: Path, make: Callable[[Path], object], found: str
+) -> None:
+    path = tmp_path / "vmsnap.prom"
+    make(path)
+    expected = f"cannot write metrics to {path}: found {found}, expected a regular file"
+    assert written(GOOD, path) == expected
+    assert list(tmp_path.iterdir()) == [path]
+    assert not path.is_file() or path.is_symlink()
+
+
+def test_a_file_without_end_is_not_read(in_this_process: None, tmp_path: Path) -> None:
+    path = tmp_path / "vmsnap.prom"
+    path.touch()
+    os.truncate(path, 1 << 42)
+    assert "1 MiB" in written(GOOD, path)
+
+
+def test_a_link_of_another_user_leads_nowhere(in_this_process: None, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("elsewhere")
+    assert written(GOOD, link / "vmsnap.prom") == ""
+    os.chown(link, NOBODY, 0, follow_symlinks=False)
+    (tmp_path / "elsewhere/vmsnap.prom").unlink()
+    assert f"{link}: found owner uid {NOBODY}" in written(GOOD, link / "vmsnap.prom")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_a_file_that_cannot_be_written_is_said_by_name(
