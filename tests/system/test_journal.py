@@ -276,7 +276,7 @@ PRINTED = [
     *[("3", "bad"), ("4", "odd"), ("5", "notable"), ("6", "plain"), ("6", "detailed")],
     *[("6", "<9>no prefix"), ("6", "to stderr"), ("4", "to stderr, too")],
     *[("6", "ünïcödé 数据库"), ("6", "A=1"), ("6", ""), ("6", "  indented ")],
-    *[("6", "\ufffd\0\033[31m"), ("6", "without an end")],
+    *[("6", "\ufffd\\x00\\x1b[31m"), ("6", "without an end")],
 ]
 
 

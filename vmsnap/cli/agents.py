@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from vmsnap.cli.arguments import FAILED, OK, Commands, seconds
 from vmsnap.cli.configure import alone, end_killed_session
 from vmsnap.cli.take import insist_on_run_directory
-from vmsnap.cli.terminal import colourful, complain, print_json, whoever_reads
+from vmsnap.cli.terminal import colourful, complain, print_json, print_report, whoever_reads
 
 if TYPE_CHECKING:
     from vmsnap.config.checks import Inspection
@@ -138,7 +138,7 @@ def integrate_command(arguments: argparse.Namespace) -> int:
                 print("nothing is connected")
             show_integration(arguments, done)
             if found.problems:
-                complain(problem_list(found.problems, report.Paint(colourful(sys.stderr))))
+                print_report(problem_list(found.problems, report.Paint(colourful(sys.stderr))))
         for message in wrong:
             complain(f"vmsnap integrate: {message}")
     return FAILED if wrong or found.errors else OK

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmsnap.cli.arguments import FAILED, OK, Commands, selection
 from vmsnap.cli.terminal import colourful, complain, is_journal, print_json
+from vmsnap.system.printable import printable
 
 if TYPE_CHECKING:
     from vmsnap.config.checks import Inspection
@@ -203,7 +204,7 @@ def status_command(arguments: argparse.Namespace) -> int:
             who = "".join(f"; {blocker}" for blocker in found)
             print(f"{mount}: its writers wait for a freeze that has not returned{who}")
     if failed and not arguments.json:
-        print(paint(status.in_words(failed), "failed"))
+        print(paint(printable(status.in_words(failed)), "failed"))
     return OK if not failed and (holder or not (now or (last and not last.ok))) else FAILED
 
 

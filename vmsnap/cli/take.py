@@ -17,10 +17,12 @@ from vmsnap.cli.terminal import (
     complain,
     is_journal,
     print_json,
+    print_report,
     progress_line,
     whoever_reads,
 )
 from vmsnap.errors import Kind, VmsnapError
+from vmsnap.system.printable import printable
 
 if TYPE_CHECKING:
     from vmsnap.result import Phase, Result
@@ -178,7 +180,7 @@ def run_command(arguments: argparse.Namespace) -> int:
             print_json(result.to_json())
         elif not is_journal(2):  # which knows it all already
             paint = report.Paint(colourful(sys.stderr))
-            complain(f"{summary(result, paint)}\n\n{timeline(result)}")
+            print_report(f"{summary(result, paint)}\n\n{timeline(result)}")
     return OK if result.ok else FAILED
 
 
@@ -267,7 +269,7 @@ def finish(arguments: argparse.Namespace, result: Result) -> int:
         elif result.ok:
             print(summary(result, report.Paint(colourful(sys.stdout))))
         else:
-            complain(summary(result, report.Paint(colourful(sys.stderr))))
+            print_report(summary(result, report.Paint(colourful(sys.stderr))))
     return OK if result.ok else FAILED
 
 
@@ -322,5 +324,5 @@ def force_thaw(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json({"ok": good, "messages": messages})
         else:
-            print("\n".join(messages))
+            print("\n".join(map(printable, messages)))
     return OK if good else FAILED

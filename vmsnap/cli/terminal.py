@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
+from vmsnap.system.printable import LINES, printable
 from vmsnap.system.streams import nonblocking
 
 
@@ -33,7 +34,13 @@ def print_json(document: object) -> None:
 
 
 def complain(message: str) -> None:
-    """Print it on stderr; that it cannot be written changes nothing."""
+    """Print it on stderr, whatever characters are in it."""
+    print_report(printable(message, LINES))
+
+
+def print_report(message: str) -> None:
+    """Print on stderr what report/ has made, with colours in it; that it cannot be written changes
+    nothing."""
     prefix = "<3>" if is_journal(2) else ""  # sd-daemon(3)
     with contextlib.suppress(OSError):
         for line in message.splitlines():

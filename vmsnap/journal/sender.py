@@ -24,6 +24,7 @@ from collections.abc import Callable
 from enum import Enum, IntEnum
 from typing import ClassVar
 
+from vmsnap.system.printable import LINES, printable
 from vmsnap.system.streams import nonblocking
 
 SOCKET = "/run/systemd/journal/socket"
@@ -92,6 +93,7 @@ class Journal:
         identifier: str = "vmsnap",
         **fields: str,
     ) -> None:
+        message = printable(message, LINES)
         self.decided(message)
         self._phase = {k: v for k, v in fields.items() if k == "VMSNAP_PHASE"}
         record = {

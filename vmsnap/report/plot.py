@@ -16,6 +16,7 @@ from xml.sax.saxutils import escape
 from vmsnap.report import text as report
 from vmsnap.report.summary import script_words, summary
 from vmsnap.result import FROZEN_PHASES, FilesystemResult, Result, ScriptResult
+from vmsnap.system.printable import printable
 
 WIDTH, MARGIN, TOP = 1000, 24, 146  # pixels, as all that follows; the panels begin at TOP
 LEFT, RIGHT, NOTES = 340, 970, 324  # of what is to scale; left of it end the notes, then the labels
@@ -341,4 +342,4 @@ def tooltip(words: str) -> str:
 
 def clean(words: str) -> str:
     """XML 1.0 forbids some of what is not printable; nobody could read the rest of it either."""
-    return escape(report.printable(words))
+    return escape(printable(words))

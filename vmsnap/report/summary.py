@@ -6,8 +6,9 @@ from __future__ import annotations
 import textwrap
 
 from vmsnap.progress import Progress, plural, what_is_held
-from vmsnap.report.text import WIDTH, Paint, duration, printable, table
+from vmsnap.report.text import WIDTH, Paint, duration, table
 from vmsnap.result import FROZEN_PHASES, ErrorResult, Result, ScriptResult
+from vmsnap.system.printable import printable
 
 
 def summary(result: Result, paint: Paint) -> str:

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 
 from vmsnap.errors import Problem, Severity
 from vmsnap.freeze.plan import Action, Plan
-from vmsnap.report.text import WIDTH, Paint, cut, printable, table
+from vmsnap.report.text import WIDTH, Paint, cut, table
 from vmsnap.result import Result
+from vmsnap.system.printable import printable
 
 
 def plan_table(plan: Plan) -> str:

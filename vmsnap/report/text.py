@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from vmsnap.system.printable import printable
+
 WIDTH = 80
 COLORS = {"success": "32;1", "failed": "31;1", "error": "31", "warning": "33", "dim": "2"}
 
@@ -17,11 +19,6 @@ class Paint:
 
     def __call__(self, text: str, style: str) -> str:
         return f"\033[{COLORS[style]}m{text}\033[0m" if self.enabled else text
-
-
-def printable(text: str) -> str:
-    """Text from outside with nothing in it that a terminal obeys."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vmsnap.system.printable import printable
 from vmsnap.system.process import output_of
 
 BOOTED = Path("/run/systemd/system")  # sd_booted(3)
@@ -76,7 +77,8 @@ class Notifier:
 
     def send(self, *lines: str) -> None:
         # The library encodes in latin-1 and hides the error; the manager wants UTF-8.
-        self._notifier.notify("\n".join(lines).encode().decode("latin-1"))
+        text = "\n".join(map(printable, lines))  # a newline in a line would begin an order
+        self._notifier.notify(text.encode().decode("latin-1"))
 
     def close(self) -> None:
         self._notifier.socket.close()

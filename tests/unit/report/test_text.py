@@ -18,8 +18,9 @@ from vmsnap.freeze.mountinfo import Mount
 from vmsnap.freeze.plan import Action, Entry, Plan
 from vmsnap.report.summary import summary, timeline
 from vmsnap.report.tables import plan_table, problem_list
-from vmsnap.report.text import Paint, printable, table
+from vmsnap.report.text import Paint, table
 from vmsnap.result import AppResult, ErrorResult, FilesystemResult, ScriptResult, error_result
+from vmsnap.system.printable import printable
 
 from ..test_result import FULL
 
