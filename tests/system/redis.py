@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -74,6 +75,9 @@ class Redis(Server):
         file.chmod(0o644)
         yield "expected mode 0600"
         file.chmod(0o600)
+        os.chown(file, 65534, 65534)
+        yield "found owner uid 65534, expected root"
+        os.chown(file, 0, 0)
 
     @contextmanager
     def position_is_right(self, site: Site, acknowledged: set[int]) -> Iterator[None]:
