@@ -24,7 +24,7 @@ ALL      := $(sort $(LINT) $(PACKAGES) $(SHELLS) $(SYSTEM) $(VM) $(BENCH))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test unit fs packages shell system vm lint format bench deb rpm repo clean
+.PHONY: help setup demo test unit fs packages shell system vm lint format bench deb rpm repo renew clean
 .PHONY: install install-python install-units install-data
 
 help: ## list the targets
@@ -47,18 +47,22 @@ endef
 needs-%:
 	$(call debian,$($*))
 
-$(VENV)/.test: requirements-test.txt | needs-UNIT
+PIP := $(VENV)/bin/pip install -q --disable-pip-version-check
+
+$(VENV)/.test: requirements-test.txt requirements-run.txt | needs-UNIT
 	$(PYTHON) -m venv --system-site-packages $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check --use-pep517 -r $<
+	$(PIP) --require-hashes -r requirements-test.txt
+	$(VENV)/bin/python -c 'import distro, jsonschema, sdnotify, yaml' 2>/dev/null || \
+	    $(PIP) --require-hashes --use-pep517 -r requirements-test.txt -r requirements-run.txt
 	@touch $@
 
 # The program itself, as this checkout has it.
 $(VENV)/bin/vmsnap: setup.py pyproject.toml bin/vmsnap $(VENV)/.test
-	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps --editable .
+	$(PIP) --no-deps --editable .
 	@touch $@
 
 $(VENV)/.lint: requirements-dev.txt $(VENV)/.test
-	$(VENV)/bin/pip install -q --disable-pip-version-check --use-pep517 -r $<
+	$(PIP) --require-hashes -r requirements-test.txt -r $<
 	@touch $@
 
 setup: needs-ALL $(VENV)/bin/vmsnap $(VENV)/.lint ## install all that development needs
@@ -120,6 +124,9 @@ rpm: needs-RELEASE $(VENV)/.test ## build the RPM packages, for each distributio
 
 repo: needs-RELEASE $(VENV)/.test ## make signed apt and dnf repositories of the built packages: KEY=FINGERPRINT [URL=https://...]
 	$(RUN) -m release repo --key '$(KEY)' $(if $(URL),--url '$(URL)')
+
+renew: needs-RELEASE $(VENV)/.test ## sign the apt index in dist/repo for another month: KEY=FINGERPRINT
+	$(RUN) -m release renew --key '$(KEY)'
 
 # --- installing: what is the same in every package ---
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m release {source,deb,rpm,repo}`, which `make` calls: see docs/release.md."""
+"""`python -m release {source,deb,rpm,repo,renew}`, which `make` calls: see docs/release.md."""
 
 from __future__ import annotations
 
@@ -46,7 +46,11 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("deb", help="the Debian package")
     commands.add_parser("rpm", help="the RPM packages of each distribution")
     repo = commands.add_parser("repo", help="signed apt and dnf repositories of what is in dist/")
-    repo.add_argument("--key", required=True, help="the fingerprint of a secret RSA key of gpg's")
+    renew = commands.add_parser("renew", help="sign apt's index in dist/repo for another month")
+    for signed in (repo, renew):
+        signed.add_argument(
+            "--key", required=True, help="the fingerprint of a secret RSA key of gpg's"
+        )
     repo.add_argument(
         "--url", default=repository.URL, help="where they will be found (%(default)s)"
     )
@@ -63,6 +67,8 @@ def main() -> int:
             made = build_deb()
         elif arguments.command == "rpm":
             made = build_rpm()
+        elif arguments.command == "renew":
+            made = [repository.renew(DIST, arguments.key)]
         else:
             made = [repository.make(DIST, arguments.key, arguments.url)]
     except (ToolError, InconsistentError, OSError) as e:

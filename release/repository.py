@@ -13,16 +13,18 @@ published never gets other contents: a client with the old index would refuse th
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from release import signing
 from release.command import ToolError, call
 
 URL = "https://packages.vmsnap.example"
+VALID_SECONDS = 30 * 24 * 3600
 SOURCES = """\
 Types: deb
 URIs: {url}/apt/
@@ -49,11 +51,7 @@ def make(dist: Path, key: str, url: str = URL) -> Path:
     rpms = {path.name: sorted(path.glob("*.rpm")) for path in sorted((dist / "rpm").glob("*"))}
     if not debs or not rpms or not all(rpms.values()):
         raise ToolError(f"found no packages in {dist}, expected some: `make deb rpm` builds them")
-    repository = dist / "repo"
-    with tempfile.TemporaryDirectory(prefix=".repo-", dir=dist) as work:
-        made, old = Path(work, "made"), Path(work, "old")
-        if repository.exists():
-            shutil.copytree(repository, made)
+    with changed(dist) as made:
         apt(debs, made / "apt", key)
         for name, packages in rpms.items():
             dnf(packages, made / "rpm" / name, key)
@@ -61,6 +59,30 @@ def make(dist: Path, key: str, url: str = URL) -> Path:
             (made / "rpm" / name / "vmsnap.repo").write_text(text, encoding="utf-8")
         (made / "vmsnap.asc").write_bytes(signing.public(key))
         (made / "vmsnap.sources").write_text(SOURCES.format(url=url.rstrip("/")), encoding="utf-8")
+    return dist / "repo"
+
+
+def renew(dist: Path, key: str) -> Path:
+    """Sign apt's index in DIST/repo anew, with another date until which it is valid, and nothing
+    else: for a timer. Needs no packages. Return the path of DIST/repo. Raises ToolError."""
+    key = signing.fingerprint(key)
+    published = dist / "repo/vmsnap.asc"
+    if not published.exists() or published.read_bytes() != signing.public(key):
+        raise ToolError(f"{published}: found another key, or none, expected that of KEY")
+    with changed(dist) as made:
+        sign_apt(made / "apt", key)
+    return dist / "repo"
+
+
+@contextlib.contextmanager
+def changed(dist: Path) -> Iterator[Path]:
+    """A copy of DIST/repo to work on, which takes its place if nothing fails."""
+    repository = dist / "repo"
+    with tempfile.TemporaryDirectory(prefix=".repo-", dir=dist) as work:
+        made, old = Path(work, "made"), Path(work, "old")
+        if repository.exists():
+            shutil.copytree(repository, made)
+        yield made
         try:
             if repository.exists():
                 repository.rename(old)
@@ -68,7 +90,6 @@ def make(dist: Path, key: str, url: str = URL) -> Path:
         finally:
             if old.exists() and not repository.exists():
                 old.rename(repository)
-    return repository
 
 
 def apt(packages: list[Path], directory: Path, key: str) -> None:
@@ -78,10 +99,17 @@ def apt(packages: list[Path], directory: Path, key: str) -> None:
     index = call("apt-ftparchive", "packages", ".", cwd=directory)
     (directory / "Packages").write_bytes(index)
     (directory / "Packages.gz").write_bytes(gzip.compress(index, mtime=0))
+    sign_apt(directory, key)
+
+
+def sign_apt(directory: Path, key: str) -> None:
+    """Valid for a while only: whoever answers in our place cannot keep a client from newer versions
+    for longer with an older index, whose signature is right (apt-secure(8), Valid-Until)."""
     names = ("InRelease", "Release", "Release.gpg")
     for name in names:
         (directory / name).unlink(missing_ok=True)  # or it would list itself
-    options = [f"-oAPT::FTPArchive::Release::{name}=vmsnap" for name in ("Origin", "Label")]
+    fields = {"Origin": "vmsnap", "Label": "vmsnap", "ValidTime": VALID_SECONDS}
+    options = [f"-oAPT::FTPArchive::Release::{name}={value}" for name, value in fields.items()]
     release = directory / "Release"
     release.write_bytes(call("apt-ftparchive", *options, "release", ".", cwd=directory))
     (directory / "InRelease").write_bytes(signing.clearsign(release, key))

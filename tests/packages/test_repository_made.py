@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,45 @@ def test_making_it_again_changes_no_package(dist: Path) -> None:
     repository.make(dist, made.key())
     assert len(before) == 3
     assert packages() == before
+
+
+def valid_for(release: Path) -> float:
+    """Seconds from the date of an index to the end of its validity."""
+    fields = dict(re.findall(r"^(Date|Valid-Until): (.+)$", release.read_text(), re.MULTILINE))
+    date, until = (parsedate_to_datetime(fields[name]) for name in ("Date", "Valid-Until"))
+    return (until - date).total_seconds()
+
+
+def test_the_index_of_apt_is_valid_for_a_month(dist: Path) -> None:
+    published = repository.make(dist, made.key())
+    for name in ("InRelease", "Release"):
+        assert valid_for(published / "apt" / name) == 30 * 24 * 3600
+
+
+def test_the_index_of_apt_is_renewed_without_packages_and_nothing_else_is(dist: Path) -> None:
+    published = repository.make(dist, made.key())
+    release = published / "apt/Release"
+    old = re.sub("^(Date|Valid-Until): .*\n", "", release.read_text(), flags=re.MULTILINE)
+    release.write_text(old)
+    before = everything(published)
+    shutil.rmtree(dist / "deb")
+    shutil.rmtree(dist / "rpm")
+    assert repository.renew(dist, made.key()) == published
+    assert valid_for(release) == 30 * 24 * 3600
+    after = everything(published)
+    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    assert changed <= {"apt/Release", "apt/Release.gpg", "apt/InRelease"}
+
+
+def test_no_other_key_renews_it(dist: Path) -> None:
+    published = repository.make(dist, made.key())
+    (published / "vmsnap.asc").write_text("another")
+    before = everything(published)
+    with pytest.raises(ToolError, match="found another key"):
+        repository.renew(dist, made.key())
+    assert everything(published) == before
+    with pytest.raises(ToolError, match="expected that of KEY"):
+        repository.renew(dist / "elsewhere", made.key())
 
 
 Rename = Callable[[Path, Path], Path]
