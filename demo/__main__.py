@@ -117,7 +117,7 @@ def configure(steps: Steps, scene: Stage) -> Tool:
     run = scene.memory / "run"
     tool = Tool(scene.home, run, tuple(disk.mount for disk in scene.live))
     for directory in (tool.etc, tool.run, tool.state):
-        directory.mkdir(mode=0o755)
+        directory.mkdir(mode=0o700)
     tool.init()
     for script in tool.write_scripts(scene.socket, scene.said):
         fact(f"written: $D/{script.relative_to(scene.home)}")

@@ -32,6 +32,7 @@ from vmsnap.system.trusted import (
 )
 
 What = TypeVar("What")
+LONGEST_SHEBANG = 256  # linux/binfmts.h: BINPRM_BUF_SIZE
 APP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -253,10 +254,12 @@ def inspect_script(
     except OSError as e:
         error(kinds.not_found, f"{script.path}: {e.strerror}")
         return script
-    try:
+    with open(fd, "rb") as file:
         status = os.fstat(fd)
-    finally:
-        os.close(fd)
+        first = file.readline(LONGEST_SHEBANG)
+    doubt = interpreter_doubt(first)
+    if doubt:
+        found.warn(kinds.untrusted, path, f"{path}: {doubt} (app {app.name!r}, {phase}-script)")
     if not status.st_mode & stat.S_IXUSR:
         error(
             kinds.untrusted,
@@ -264,6 +267,21 @@ def inspect_script(
             "executable by its owner",
         )
     return replace(script, identity=(status.st_dev, status.st_ino))
+
+
+def interpreter_doubt(first: bytes) -> str:
+    """Why the program that a script's first line names is not to be relied on: others than root
+    can exchange it. Of env(1), which looks along PATH, only env is looked at."""
+    words = first[2:].split(maxsplit=1) if first.startswith(b"#!") else []
+    if not words:
+        return ""
+    try:
+        os.close(open_trusted(os.fsdecode(words[0]), 0o022))
+    except InsecurePathError as e:
+        return f"others can change its interpreter: {e}"
+    except (UnreadableFileError, OSError):
+        pass  # it cannot be run, or is no file that root can read: the script's run will tell
+    return ""
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -410,3 +410,32 @@ def test_the_owner_of_the_metrics_directory_is_named(etc: Etc) -> None:
     (warning,) = metrics_warnings(etc, directory)
     assert f"{directory}: found owner uid {NOBODY}, expected owner root" in warning
     assert metrics_warnings(etc, etc.root / "missing") == []
+
+
+# --- interpreters --------------------------------------------------------------------------------
+
+
+def interpreted(etc: Etc, line: str) -> list[str]:
+    script = etc.write("scripts/interpreted", f"{line}\n", 0o700)
+    etc.app(preScriptLocation=str(script))
+    found = etc.inspect()
+    assert found.errors == []
+    assert [app.name for app in found.runnable] == ["web"]
+    return warnings(found)
+
+
+def test_an_interpreter_that_others_can_exchange_is_a_warning(etc: Etc) -> None:
+    program = etc.script("interpreter", 0o755)
+    for line in (f"#!{program}", f"#! {program} -x", "#!/bin/sh", "#!", "#!/missing", "no #!"):
+        assert interpreted(etc, line) == []
+    program.parent.chmod(0o777)
+    # The script's own directory is in order again, the interpreter's is not.
+    elsewhere = etc.root / "elsewhere"
+    program.parent.rename(elsewhere)
+    (warning,) = interpreted(etc, f"#! {elsewhere}/interpreter -x")
+    assert f"{elsewhere}: found mode 0777" in warning
+    assert "others can change its interpreter" in warning
+    elsewhere.chmod(0o755)
+    os.chown(elsewhere / "interpreter", NOBODY, 0)
+    (warning,) = interpreted(etc, f"#!{elsewhere}/interpreter")
+    assert f"found owner uid {NOBODY}" in warning
