@@ -202,7 +202,7 @@ def status_command(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         for mount, found in waiting.items():
             who = "".join(f"; {blocker}" for blocker in found)
-            print(f"{mount}: its writers wait for a freeze that has not returned{who}")
+            print(printable(f"{mount}: its writers wait for a freeze that has not returned{who}"))
     if failed and not arguments.json:
         print(paint(printable(status.in_words(failed)), "failed"))
     return OK if not failed and (holder or not (now or (last and not last.ok))) else FAILED
