@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmsnap.freeze.writeback import AT_FDCWD, look_at
+
 # The calls that write, and which argument is the descriptor that is written to
 # (asm/unistd_64.h of x86, asm-generic/unistd.h of the others).
 WRITES = {
@@ -82,7 +84,9 @@ def writes_of(process: Path, device: int) -> Iterator[str]:
         if not arguments or int(number) not in WRITES:
             continue
         call, index = WRITES[int(number)]
+        if WAITS_FOR_THE_FREEZE in (task / "wchan").read_text():
+            continue
+        # It may be a file of a server that does not answer: not asked, but as the kernel has it.
         fd = process / "fd" / str(int(arguments[index], 16))
-        waits = WAITS_FOR_THE_FREEZE in (task / "wchan").read_text()
-        if not waits and fd.stat().st_dev == device:
+        if look_at(AT_FDCWD, str(fd))[1] == device:
             yield call
