@@ -54,9 +54,9 @@ def test_a_message_of_the_journal_is_lines_of_text(receiver: socket.socket, tmp_
     assert f"MESSAGE=a\tb {HARMLESS}\n".encode() in receiver.recv(4096)
 
 
-def test_without_a_journal_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_without_a_journal_too(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     Journal(path=str(tmp_path / "none")).send(f"one {ORDERS}\ntwo", Event.NOTE.value)
-    assert capsys.readouterr().err == f"<6>one {HARMLESS}\n<6>two\n"
+    assert capfd.readouterr().err == f"<6>one {HARMLESS}\n<6>two\n"
 
 
 def test_a_complaint_is_lines_of_text(capsys: pytest.CaptureFixture[str]) -> None:
