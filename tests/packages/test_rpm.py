@@ -26,7 +26,6 @@ from .made import NEW, ROOT
 MODULES = sorted(path.relative_to(ROOT / "vmsnap") for path in (ROOT / "vmsnap").rglob("*.py"))
 CONFIGURATION = "/etc/vmsnap/vmsnap.conf"
 RESULT, OUTCOME = "/var/lib/vmsnap/last-result.json", "/var/lib/vmsnap/provision.json"
-MARK = "/var/lib/vmsnap/.vmsnap"
 # What makes the packages different, written down again: from the distributions, not from the code.
 PYTHONS = {"el9": "3.9", "el10": "3.12", "amzn2023": "3.9", "fc44": "3.14", "opensuse16": "3.13"}
 SUFFIXES = {
@@ -44,7 +43,7 @@ TOLERATED = {
     r"non-standard-dir-perm /(etc|var/lib)/vmsnap(/(apps\.d|scripts|vmsnap\.conf\.d))? 700$": (
         "they name scripts and mounts: root's alone"
     ),
-    rf"non-readable ({CONFIGURATION}|{MARK}|{RESULT}|{OUTCOME}) 600$": "likewise",
+    rf"non-readable ({CONFIGURATION}|{RESULT}|{OUTCOME}) 600$": "likewise",
     r"non-(readable|standard-executable-perm) /usr/lib/vmsnap/quiesce/[a-z]+ 700$": (
         "vmsnap runs no script of another mode"
     ),
@@ -112,7 +111,7 @@ def test_what_its_python_compiles_at_installation_belongs_to_the_package(target:
     caches = {path: package_directory / path.parent / "__pycache__" for path in MODULES}
     ghosts = {n for n, e in contents.of_rpm(package(target)).items() if "g" in e.flags}
     compiled = {cache / f"{path.stem}.{tag}.pyc" for path, cache in caches.items()}
-    assert ghosts == {*map(str, caches.values()), *map(str, compiled), MARK, RESULT, OUTCOME}
+    assert ghosts == {*map(str, caches.values()), *map(str, compiled), RESULT, OUTCOME}
 
 
 @every_target
@@ -144,7 +143,6 @@ def test_configuration_and_results_are_for_root_alone_and_the_rest_for_everybody
         "/etc/vmsnap/vmsnap.conf.d": 0o700,
         CONFIGURATION: 0o600,
         "/var/lib/vmsnap": 0o700,
-        MARK: 0o600,
         RESULT: 0o600,
         OUTCOME: 0o600,
         **contents.QUIESCERS,

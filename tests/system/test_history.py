@@ -247,7 +247,8 @@ def test_the_last_result_is_known_after_a_boot(container: Container) -> None:
         result = take(container)
         shutil.rmtree(container.path("/run/vmsnap"))
         shown = container.run("vmsnap", "status", "--json", check=True).stdout
-        expected = {"provisioning": None, "in_progress": None, "lost": None, "last": result}
+        nothing = dict.fromkeys(("provisioning", "in_progress", "lost"))
+        expected = {**nothing, "last": result, "writers_wait": {}}
         assert json.loads(shown) == expected
         assert result["session"] in container.run("vmsnap", "status", check=True).stdout
 

@@ -2,8 +2,8 @@
 """One session at a time: the lock in the run directory, and the directories that are vmsnap's own.
 
 The run directory is emptied after a session that was killed, and files in the state directory are
-replaced. So both must be known to be vmsnap's: they were made by it, or were found empty, and have
-a mark since then.
+replaced. So both must be known to be vmsnap's: by their names, which are those that the packages
+know, or by a mark, which they get when they are made or found empty.
 
 The guard and the scripts' supervisors inherit the lock, so a new session cannot start before
 those of a killed one have thawed and resumed everything.
@@ -17,7 +17,7 @@ import contextlib
 import fcntl
 import os
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -40,10 +40,7 @@ class SessionInProgressError(VmsnapError):
 
 
 MARK = ".vmsnap"  # empty: a full tmpfs has room for it, if it has for the lock
-# What says the same of /run/vmsnap and /var/lib/vmsnap as versions without the mark have left them,
-# and of the latter as a quiescer has, which may write its position there before anybody else.
-OLDER_RUN = (LOCK, "request")
-OLDER_STATE = ("last-result.json", "provision.json", "integration.json", "quiesce")
+RUN, STATE = Path("/run/vmsnap"), Path("/var/lib/vmsnap")  # vmsnap's by their names
 
 
 class RunDirectoryError(VmsnapError):
@@ -53,44 +50,45 @@ class RunDirectoryError(VmsnapError):
 
 def prepare(run_dir: Path) -> None:
     """Make sure that the run directory exists and is vmsnap's. Raises RunDirectoryError."""
-    claim(run_dir, OLDER_RUN)
+    claim(run_dir)
 
 
 def prepare_state(state: Path) -> None:
     """The same for the state directory. It may lie on a frozen disk, which blocks this."""
-    claim(state, OLDER_STATE)
+    claim(state)
 
 
 def check_state(state: Path) -> None:
     """Without writing: that prepare_state() would not refuse it."""
     with refusing(state), contextlib.suppress(FileNotFoundError):
-        is_marked(state, OLDER_STATE)
+        is_ours(state)
 
 
-def claim(directory: Path, older: Collection[str]) -> None:
+def claim(directory: Path) -> None:
     with refusing(directory):
         try:
-            marked = is_marked(directory, older)
+            ours = is_ours(directory)
         except FileNotFoundError:
             make_private(directory)
-            marked = is_marked(directory, older)
-        if not marked:
+            ours = is_ours(directory)
+        if not ours:
             os.close(os.open(directory / MARK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
 
 
-def is_marked(directory: Path, older: Collection[str]) -> bool:
-    """Whether the directory has the mark already. Raises InsecurePathError if others could change
-    it, also by its path; RunDirectoryError if it may be somebody else's; and OSError."""
+def is_ours(directory: Path) -> bool:
+    """Whether the directory is vmsnap's by its name or its mark; False if it is empty. Raises
+    InsecurePathError if others could change it, also by its path; RunDirectoryError if it may be
+    somebody else's; and OSError."""
+    by_name = directory in (RUN, STATE)
     with walk(directory) as (pinned, step):
         is_directory(pinned, step)
         status = os.fstat(pinned)
         check_owner(status, step)
-        check_mode(status, step, 0o077)
+        check_mode(status, step, 0o022 if by_name else 0o077)
         names = os.listdir(f"/proc/self/fd/{pinned}")
-    if MARK in names:
+    if by_name or MARK in names:
         return True
-    found = set(names) - {"lost+found"}
-    if found and not (directory.name == "vmsnap" and found & set(older)):
+    if set(names) - {"lost+found"}:
         raise RunDirectoryError(
             f"{directory}: found files and no {MARK}, expected a directory that vmsnap has made, "
             "or an empty one"

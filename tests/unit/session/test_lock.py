@@ -125,25 +125,20 @@ def test_a_directory_with_files_and_no_mark_is_refused(trusted_dir: Path, files:
     assert sorted(path.name for path in found.iterdir()) == files
 
 
-@pytest.mark.parametrize("files", [["lock"], ["request"], ["last-result.json", "lock", "tmp"]])
-def test_the_run_directory_of_a_version_without_marks_is_known(
-    trusted_dir: Path, files: list[str]
+def test_the_directories_that_the_packages_know_need_no_mark(
+    trusted_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = directory(trusted_dir / "vmsnap", *files)
-    prepare(found)
-    assert (found / MARK).exists()
-
-
-@pytest.mark.parametrize(
-    "file", ["last-result.json", "provision.json", "integration.json", "quiesce"]
-)
-def test_the_state_directory_of_a_version_without_marks_is_known(
-    trusted_dir: Path, file: str
-) -> None:
-    found = directory(trusted_dir / "vmsnap", file)
-    check_state(found)
-    prepare_state(found)
-    assert (found / MARK).exists()
+    """Also those of an older version, and with what an administrator has put there."""
+    found = directory(trusted_dir / "known", "last-result.json")
+    found.chmod(0o755)
+    for name in ("RUN", "STATE"):
+        monkeypatch.setattr(f"vmsnap.session.lock.{name}", found)
+        for known in (prepare, prepare_state, check_state):
+            known(found)
+    assert not (found / MARK).exists()
+    found.chmod(0o775)
+    with pytest.raises(RunDirectoryError, match="found mode 0775"):
+        prepare(found)
 
 
 def test_the_name_alone_makes_no_directory_vmsnaps(trusted_dir: Path) -> None:
