@@ -2,10 +2,9 @@
 """After an engine was killed: what it can no longer do for its session.
 
 Its guard thaws and its supervisors run the post-scripts by themselves. This is for what they did
-not do, having been killed too, and for the result of the session. It is
-called by ExecStopPost= of a unit, which leaves the sessions of others alone, by the
-next session, and by `vmsnap thaw --force`. Which post-scripts are pending is on record in the run
-directory (scripts/pending.py).
+not do, having been killed too, and for the result of the session. It is called by ExecStopPost= of
+a unit, which leaves the sessions of others alone, by the next session, and by `vmsnap thaw
+--force`. Which post-scripts are pending is on record in the run directory (scripts/pending.py).
 
 Runs in: engine, caller (`vmsnap thaw --force`), forks of both that thaw. What a killed session has
 left frozen may stay so; nothing but such a fork waits for it.
@@ -213,7 +212,7 @@ def thaw_left(run_dir: Path, waiter: Waiter, invocation: str | None = None) -> b
 
 
 def thaw_by_force(run_dir: Path, remove: bool) -> tuple[bool, list[str]]:
-    """Thaw what the list says may be frozen, whose ever it is, and `remove` the list. Return
+    """Thaw what the list says may be frozen, of whichever session, and `remove` the list. Return
     whether nothing stays frozen, and the messages."""
     nothing = True, [f"nothing to thaw: {run_dir} holds no list of frozen filesystems"]
     try:
