@@ -24,7 +24,7 @@ ALL      := $(sort $(LINT) $(PACKAGES) $(SHELLS) $(SYSTEM) $(VM) $(BENCH))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test unit fs packages shell system vm lint format bench deb rpm repo renew clean
+.PHONY: help setup demo test unit fs faults packages shell system vm lint format bench deb rpm repo renew clean
 .PHONY: install install-python install-units install-data
 
 help: ## list the targets
@@ -81,6 +81,9 @@ unit: $(VENV)/.test ## the tests that anybody can run, in less than a minute
 
 fs: needs-FS $(VENV)/bin/vmsnap ## real filesystems on loop devices (root)
 	$(PYTEST) tests/fs
+
+faults: needs-FS $(VENV)/bin/vmsnap ## kills, stops and shortages at random moments (root): [SEED=N] [ROUNDS=100] [MINUTES=M]
+	$(RUN) -m tests.faults $(if $(SEED),--seed=$(SEED)) $(if $(ROUNDS),--rounds=$(ROUNDS)) $(if $(MINUTES),--minutes=$(MINUTES))
 
 packages: needs-PACKAGES $(VENV)/bin/vmsnap ## what is in the packages, and what their scripts do (root)
 	$(PYTEST) tests/packages

@@ -10,7 +10,7 @@ from hypothesis import settings
 
 # Several processes take file after file from one list. What takes long comes first, so that none of
 # them is still at work when the others have nothing left.
-TIERS = ("vm", "system", "fs", "packages", "shell", "unit")
+TIERS = ("vm", "system", "faults", "fs", "packages", "shell", "unit")
 LONG = ("test_cloud_init", "test_package_manager", "test_held")
 
 # Nothing here asserts a time, and nothing is remembered from one run to the next.
