@@ -64,12 +64,15 @@ class Fault:
 def kill(round_: Round, fault: Fault) -> None:
     """At once, so that none of them can see another die; or one after the other."""
     pids = round_.find(fault.who, fault.choice)
-    if fault.choice % 2:
+    together, number = fault.choice % 2, signal.SIGKILL
+    if together:
         for pid in pids:
             send(pid, signal.SIGSTOP)
+    elif fault.choice % 16 == 0:
+        number = signal.SIGSEGV  # a crash, with or without a core dump
     for pid in pids:
         round_.killed(pid)
-        send(pid, signal.SIGKILL)
+        send(pid, number)
 
 
 def stop(round_: Round, fault: Fault) -> None:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tests.fs import kernel
@@ -147,8 +148,8 @@ class Round:
         self.turn_until(lambda: not world.processes() and self.engine_ended(), PATIENCE)
         for process in world.processes():
             self.story.violations.append(f"left running: {process}")
-            self.kill_rest()
-            break
+            self.story.tell(where(process.pid))
+        self.kill_rest()
         self.ended_by = session.process.poll()
         self.result = self.read_result()
         self.story.tell(f"the engine ended with {self.ended_by}")
@@ -333,6 +334,9 @@ class Round:
             if pids and (role == "any" or (role in ("scripts", "program") and choice >> 1 & 1)):
                 pids = [pids[(choice >> 2) % len(pids)]]
             found += pids
+        if not found:
+            self.story.tell("nobody is there")
+            self.story.count("nobody was there")
         return found
 
     def killed(self, pid: int) -> None:
@@ -349,6 +353,8 @@ class Round:
         self.killed_pids[pid] = f"{role} {phase}".strip()
 
     def kill_rest(self) -> None:
+        if not self.world.processes():
+            return
         for _ in range(3):
             for process in self.world.processes():
                 with contextlib.suppress(ProcessLookupError):
@@ -449,3 +455,15 @@ class Round:
                 path.unlink()
         if self.remount:
             world.mount("-t", "tmpfs", "-o", "mode=0700,size=8m", "tmpfs", world.run_directory)
+
+
+def where(pid: int) -> str:
+    """In the kernel, for somebody who has to find out why a process does not end."""
+    found = [f"where {pid} is:"]
+    for task in os.listdir(f"/proc/{pid}/task"):
+        for name in ("stat", "syscall", "wchan", "stack"):
+            with contextlib.suppress(OSError):
+                found.append(Path(f"/proc/{pid}/task/{task}/{name}").read_text().strip())
+    with contextlib.suppress(OSError):
+        found += [f"{fd.name} -> {os.readlink(fd)}" for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    return "\n        ".join(found)

@@ -49,9 +49,8 @@ def violated(round_: Round, what: str, excuse: str = "") -> None:
 
 def frozen(round_: Round, recovered: bool) -> None:
     world = round_.world
-    for f in world.filesystems:
-        if f.mount.name not in world.stalled([f.mount.name], STALLED):
-            continue
+    stalled = world.stalled([f.mount.name for f in world.filesystems], STALLED)
+    for f in round_.named(tuple(stalled)):
         if kernel.ioctl(f.mount, kernel.FIFREEZE) == 0:
             kernel.ioctl(f.mount, kernel.FITHAW)
             continue  # slow
@@ -175,7 +174,8 @@ def through(round_: Round, f: Filesystem, begin: float, end: float, claimed: str
     thawed = [w for w in calls if w[0] != "froze" and w[4] == "0"]
     thaws = [w for w in thawed if begin <= float(w[2]) and float(w[3]) <= end]
     again = any(w[0] == "froze" and w[4] == "0" for w in calls)
-    excuse = "thawed and frozen again: the witness will tell" if thaws and again else ""
+    foreign = any(float(w[3]) <= end for w in thawed)
+    excuse = "thawed and frozen again: the witness will tell" if foreign and again else ""
     writes = [
         w for w in round_.world.writes(name) if begin <= w.began and w.ended <= end and not w.error
     ]
