@@ -93,6 +93,7 @@ def interrupt(round_: Round, fault: Fault) -> None:
         round_.story.tell(f"{number.name} to {pid}")
         if round_.roles.get(pid) == "program":
             round_.killed(pid)
+        round_.interrupted = True
         send(pid, number)
 
 
@@ -217,6 +218,7 @@ def mount_again(round_: Round, there: Path) -> None:
 
 
 def hang_up(round_: Round, _: Fault) -> None:
+    round_.interrupted = True
     round_.terminal.hang_up()
 
 

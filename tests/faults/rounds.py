@@ -99,7 +99,7 @@ class Round:
         self.roles: dict[int, str] = {}  # of every process of vmsnap that was looked for
         self.killed_pids: dict[int, str] = {}  # with its role, and the phase of a script
         self.limited: set[int] = set()
-        self.spoiled = self.vanished = self.remount = self.over = False
+        self.interrupted = self.spoiled = self.vanished = self.remount = self.over = False
         self.words: list[tuple[float, list[str]]] = []
         self.phase = ""
         self.held_at: float | None = None

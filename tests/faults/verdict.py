@@ -137,10 +137,8 @@ def others(round_: Round) -> None:
 
 def level(round_: Round) -> None:
     result = round_.result
-    engine = round_.session.pid if round_.session else 0
+    exit_code(round_)
     if result is None:
-        if round_.ended_by in (0, 1) and engine not in round_.limited and not round_.plan.terminal:
-            violated(round_, f"the engine ended with {round_.ended_by} and without a result")
         return
     round_.story.tell(
         f"result: {result['outcome']}, {result['consistency']},"
@@ -166,6 +164,20 @@ def level(round_: Round) -> None:
         for app in round_.plan.apps:
             if app not in ended:
                 violated(round_, f"application, but the pre-script of {app} did not succeed")
+
+
+def exit_code(round_: Round) -> None:
+    """That of the session, unless the engine was killed."""
+    engine = round_.session.pid if round_.session else 0
+    if engine in round_.killed_pids:
+        return
+    excuse = "interrupted" if round_.interrupted else "limits" if engine in round_.limited else ""
+    if round_.result is None:
+        excuse = excuse or ("terminal" if round_.plan.terminal else "")
+        violated(round_, f"the engine ended with {round_.ended_by} and without a result", excuse)
+    elif round_.ended_by != int(round_.result["outcome"] != "success"):
+        outcome = round_.result["outcome"]
+        violated(round_, f"the engine ended with {round_.ended_by} after a {outcome}", excuse)
 
 
 def through(round_: Round, f: Filesystem, begin: float, end: float, claimed: str) -> None:
@@ -198,5 +210,6 @@ def left(round_: Round) -> None:
     if not world.lock_is_free:
         violated(round_, "the lock is not free")
     if kernel.RCU_EXPEDITED.read_text().strip() != "0":
-        violated(round_, "rcu_expedited was left on")
+        excuse = "nothing was on record any more" if round_.vanished else ""
+        violated(round_, "rcu_expedited was left on", excuse)
         kernel.RCU_EXPEDITED.write_text("0\n")
