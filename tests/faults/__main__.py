@@ -50,11 +50,19 @@ class Figures:
         )
 
 
-def run(seed: str, rounds: int, minutes: float | None, jobs: int, verbose: bool = False) -> Figures:
+def run(
+    seed: str,
+    rounds: int,
+    minutes: float | None,
+    jobs: int,
+    verbose: bool = False,
+    disk: bool = False,
+) -> Figures:
     """Run the rounds SEED.0, SEED.1 ..., each process its share."""
     began, figures = time.monotonic(), Figures()
     argv = [sys.executable, "-B", "-m", "tests.faults", f"--seed={seed}", f"--rounds={rounds}"]
     argv += [f"--minutes={minutes}"] if minutes else []
+    argv += ["--disk"] if disk else []
     workers = [
         subprocess.Popen([*argv, f"--worker={n}/{jobs}"], stdout=subprocess.PIPE, text=True)
         for n in range(jobs)
@@ -93,13 +101,13 @@ def seeds(arguments: argparse.Namespace) -> Iterator[str]:
         yield f"{arguments.seed}.{n}"
 
 
-def work(names: Iterator[str], minutes: float | None) -> Iterator[Story]:
+def work(names: Iterator[str], minutes: float | None, disk: bool) -> Iterator[Story]:
     """In a process that may enter namespaces."""
     enter()
     deadline = time.monotonic() + (minutes or 1e9) * 60
     over = False
     while not over:
-        world = World()
+        world = World(disk)
         try:
             for _ in range(WORLD_ROUNDS):
                 name = next(names, None)
@@ -123,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int)
     made.add_argument("--minutes", type=float)
     made.add_argument("--jobs", type=int, default=4)
+    made.add_argument("--disk", action="store_true", help="images on the disk, not in memory")
     made.add_argument("--round", metavar="SEED", help="this one, and tell its story")
     made.add_argument("--times", type=int, default=1)
     made.add_argument("--verbose", action="store_true", help="tell every story")
@@ -136,16 +145,21 @@ def main() -> int:
         sys.exit("this freezes filesystems of its own: run it as root")
     arguments.rounds = arguments.rounds or (10**9 if arguments.minutes else 100)
     if arguments.worker:
-        for story in work(seeds(arguments), arguments.minutes):
+        for story in work(seeds(arguments), arguments.minutes, arguments.disk):
             print(json.dumps(story.to_json()), flush=True)
         return 0
     if arguments.round:
-        stories = list(work(iter([arguments.round] * arguments.times), None))
+        stories = list(work(iter([arguments.round] * arguments.times), None, arguments.disk))
         for story in stories:
             print(story)
         return int(any(story.violations for story in stories))
     figures = run(
-        arguments.seed, arguments.rounds, arguments.minutes, arguments.jobs, arguments.verbose
+        arguments.seed,
+        arguments.rounds,
+        arguments.minutes,
+        arguments.jobs,
+        arguments.verbose,
+        arguments.disk,
     )
     print(figures)
     return int(bool(figures.bad or figures.broken))

@@ -366,6 +366,7 @@ MOMENTS = {
     "report": 3,
     "fault": 20,
 }
+HOT = ("listed", "state", "state", "held", "release", "unlisted", "post", "post-start", "pre-end")
 DELAYS = (0.0, 0.0, 0.001, 0.005, 0.02, 0.1, 0.5)
 
 
@@ -383,6 +384,19 @@ def plan(rng: random.Random, filesystems: tuple[str, ...], terminal: bool) -> Fa
     choice = rng.randrange(1 << 20)
     who = whom(rng, kind, filesystems)
     return Fault(kind, moment, delay, who, seconds, choice)
+
+
+def volley(rng: random.Random, filesystems: tuple[str, ...]) -> tuple[Fault, ...]:
+    """Kills in short order, of whoever lives and of whoever comes in their place."""
+    moment = rng.choice(HOT)
+    if moment == "state":
+        moment = f"state-{rng.randint(1, 4 * len(filesystems))}"
+    found = []
+    for n in range(rng.randint(2, 6)):
+        when, delay = ("fault", rng.uniform(0, 0.012)) if n else (moment, rng.uniform(0, 0.003))
+        who = whom(rng, "kill", filesystems)
+        found.append(Fault("kill", when, delay, who, None, rng.randrange(1 << 20)))
+    return tuple(found)
 
 
 def stopped_for_good(rng: random.Random) -> tuple[Fault, ...]:

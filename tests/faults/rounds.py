@@ -73,7 +73,12 @@ def make_plan(seed: str) -> Plan:
     terminal, patient = rng.random() < 0.1, rng.random() < 0.04
     count = rng.choice([0, *[1, 2, 3] * 4, 5, 7])
     gates = ["release", *(f"{phase}-{app}" for phase in ("pre", "post") for app in APPS)]
-    some = tuple(faults.plan(rng, names, terminal) for _ in range(count))
+    if patient:
+        chosen = faults.stopped_for_good(rng)
+    elif rng.random() < 0.35:
+        chosen = faults.volley(rng, names)
+    else:
+        chosen = tuple(faults.plan(rng, names, terminal) for _ in range(count))
     return Plan(
         seed=seed,
         filesystems=names,
@@ -81,7 +86,7 @@ def make_plan(seed: str) -> Plan:
         timeout=rng.choice([0.5, 1.0, 2.0]),
         hold=rng.choice([0.2, 1.0, 2.0, 2.0]),
         terminal=terminal,
-        faults=faults.stopped_for_good(rng) if patient else some,
+        faults=chosen,
         patient=patient,
         words={gate: rng.choice([0] * 12 + [1]) for gate in gates},
         pauses={gate: rng.uniform(0, rng.choice([0.01, 0.1, 0.4])) for gate in gates},
@@ -145,11 +150,11 @@ class Round:
             thawed_by_watchdog(self)
         self.story.tell("everything is let go" + ("" if self.over else "; the engine lives"))
         self.let_go()
-        self.turn_until(lambda: not world.processes() and self.engine_ended(), PATIENCE)
-        for process in world.processes():
-            self.story.violations.append(f"left running: {process}")
-            self.story.tell(where(process.pid))
-        self.kill_rest()
+        if not self.turn_until(lambda: self.engine_ended() and world.is_alone(), PATIENCE):
+            for process in world.processes():
+                self.story.violations.append(f"left running: {process}")
+                self.story.tell(where(process.pid))
+            self.kill_rest()
         self.ended_by = session.process.poll()
         self.result = self.read_result()
         self.story.tell(f"the engine ended with {self.ended_by}")
@@ -353,13 +358,11 @@ class Round:
         self.killed_pids[pid] = f"{role} {phase}".strip()
 
     def kill_rest(self) -> None:
-        if not self.world.processes():
-            return
         for _ in range(3):
             for process in self.world.processes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
-            self.turn_until(lambda: not self.world.processes(), 2.0)
+            self.turn_until(self.world.is_alone, 2.0)
 
     # --- afterwards ------------------------------------------------------------------------------
 
@@ -389,7 +392,7 @@ class Round:
 
     def recover(self) -> None:
         """What an administrator does after a session that did not end as it should."""
-        if not self.remains and self.ended_by == 0:
+        if not self.remains and self.ended_by in (0, 1):
             return
         killed_after = self.plan.recovery_killed
         while True:
@@ -417,7 +420,7 @@ class Round:
         if not ended:
             self.story.violations.append("the recovery hangs")
             self.kill_rest()
-        if not self.turn_until(lambda: not world.processes(), PATIENCE):
+        if not self.turn_until(world.is_alone, PATIENCE):
             self.story.violations.append(f"left by the recovery: {world.processes()}")
             self.kill_rest()
         code = started.process.wait()

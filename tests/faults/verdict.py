@@ -32,6 +32,16 @@ def judge(round_: Round, recovered: bool) -> None:
         left(round_)
     else:
         level(round_)
+        if not hurt(round_, "scripts", "young"):
+            scripts(round_)
+        if not hurt(round_, "engine", "guard"):
+            left(round_)
+
+
+def hurt(round_: Round, *roles: str) -> bool:
+    """Whether any of them was killed, or went without what it needs."""
+    killed = {what.split()[0] for what in round_.killed_pids.values()}
+    return bool(killed & set(roles) or round_.limited or round_.spoiled)
 
 
 def violated(round_: Round, what: str, excuse: str = "") -> None:
@@ -205,7 +215,7 @@ def left(round_: Round) -> None:
     for name in round_.remains:
         if name in ("frozen.json", "session.json") and not round_.vanished:
             violated(round_, f"left in the run directory: {name}")
-        else:
+        elif round_.recoveries:
             round_.story.count(f"left in the run directory: {name}")
     if not world.lock_is_free:
         violated(round_, "the lock is not free")
