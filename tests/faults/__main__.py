@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -79,8 +80,6 @@ def run(
 
 
 def merged(workers: list[subprocess.Popen[str]]) -> Iterator[Story]:
-    import select
-
     poll = select.poll()
     streams = {worker.stdout.fileno(): worker.stdout for worker in workers if worker.stdout}
     for fd in streams:
@@ -92,7 +91,7 @@ def merged(workers: list[subprocess.Popen[str]]) -> Iterator[Story]:
                 yield Story(**json.loads(line))
             else:
                 poll.unregister(fd)
-                del streams[fd]
+                streams.pop(fd).close()
 
 
 def seeds(arguments: argparse.Namespace) -> Iterator[str]:

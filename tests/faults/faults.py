@@ -29,6 +29,7 @@ from tests.fs.stuck import SPLICE
 if TYPE_CHECKING:
     from .rounds import Round
 
+HUNT = 0.3  # seconds
 ROLES = ("engine", "guard", "scripts", "command", "program", "thaw", "result")
 LIMITS = {"nofile": resource.RLIMIT_NOFILE, "memory": resource.RLIMIT_AS}
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -73,6 +74,17 @@ def kill(round_: Round, fault: Fault) -> None:
     for pid in pids:
         round_.killed(pid)
         send(pid, number)
+
+
+def hunt(round_: Round, fault: Fault, since: float | None = None) -> None:
+    """Kill who lives for a moment only, as soon as it is there."""
+    since = since or time.monotonic()
+    pids = round_.find(fault.who, fault.choice)
+    for pid in pids:
+        round_.killed(pid)
+        send(pid, signal.SIGKILL)
+    if not pids and time.monotonic() < since + HUNT:
+        round_.at(0.0003, partial(hunt, round_, fault, since))
 
 
 def stop(round_: Round, fault: Fault) -> None:
@@ -139,7 +151,6 @@ def no_processes(round_: Round, fault: Fault) -> None:
     pids = round_.find(fault.who, fault.choice)
     (made / "pids.max").write_text("0")
     move(pids, made)
-    round_.limited.update(pids)
     round_.undo(fault.seconds, lambda: remove(made, PIDS, ("pids.max", "max")))
 
 
@@ -312,6 +323,7 @@ def big_write(round_: Round, fault: Fault) -> None:
 
 KINDS: dict[str, Callable[[Round, Fault], None]] = {
     "kill": kill,
+    "hunt": hunt,
     "stop": stop,
     "interrupt": interrupt,
     "few-descriptors": few_descriptors,
@@ -332,6 +344,7 @@ ON_FILESYSTEMS = ("thaw", "freeze", "thaw-and-freeze", "held-write", "big-write"
 WEIGHTS = {
     **dict.fromkeys(KINDS, 3),
     "kill": 40,
+    "hunt": 6,
     "stop": 12,
     "thaw": 6,
     "freeze": 6,
@@ -394,8 +407,9 @@ def volley(rng: random.Random, filesystems: tuple[str, ...]) -> tuple[Fault, ...
     found = []
     for n in range(rng.randint(2, 6)):
         when, delay = ("fault", rng.uniform(0, 0.012)) if n else (moment, rng.uniform(0, 0.003))
-        who = whom(rng, "kill", filesystems)
-        found.append(Fault("kill", when, delay, who, None, rng.randrange(1 << 20)))
+        kind = rng.choice(["kill", "kill", "kill", "hunt"]) if n else "kill"
+        who = whom(rng, kind, filesystems)
+        found.append(Fault(kind, when, delay, who, None, rng.randrange(1 << 20)))
     return tuple(found)
 
 
@@ -418,6 +432,8 @@ def whom(rng: random.Random, kind: str, filesystems: tuple[str, ...]) -> tuple[s
         return (rng.choice(filesystems),)
     if kind in ("full", "vanished", "hang-up", "flow-stop"):
         return ()
+    if kind == "hunt":
+        return (rng.choice(["thaw", "thaw", "guard", "command", "scripts", "result"]),)
     some = tuple(rng.sample(ROLES, rng.randint(1, 4)))
     one = (rng.choice(ROLES),)
     if kind != "kill":

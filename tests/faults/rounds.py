@@ -65,6 +65,7 @@ class Plan:
     pauses: dict[str, float]
     next_session: bool  # else vmsnap thaw --force
     recovery_killed: float | None  # after so many seconds, once
+    recovery_hunted: bool  # its child that thaws is killed as soon as it is there
 
 
 def make_plan(seed: str) -> Plan:
@@ -92,6 +93,7 @@ def make_plan(seed: str) -> Plan:
         pauses={gate: rng.uniform(0, rng.choice([0.01, 0.1, 0.4])) for gate in gates},
         next_session=rng.random() < 0.3,
         recovery_killed=rng.uniform(0, 0.4) if rng.random() < 0.15 else None,
+        recovery_hunted=rng.random() < 0.1,
     )
 
 
@@ -339,9 +341,6 @@ class Round:
             if pids and (role == "any" or (role in ("scripts", "program") and choice >> 1 & 1)):
                 pids = [pids[(choice >> 2) % len(pids)]]
             found += pids
-        if not found:
-            self.story.tell("nobody is there")
-            self.story.count("nobody was there")
         return found
 
     def killed(self, pid: int) -> None:
@@ -394,16 +393,13 @@ class Round:
         """What an administrator does after a session that did not end as it should."""
         if not self.remains and self.ended_by in (0, 1):
             return
-        killed_after = self.plan.recovery_killed
-        while True:
-            code = self.administrator(killed_after)
-            if killed_after is None:
-                break
-            killed_after = None
+        if self.plan.recovery_killed is not None or self.plan.recovery_hunted:
+            self.administrator(disturbed=True)
+        code = self.administrator()
         if code:
             self.story.violations.append(f"the recovery ended with {code}: {self.recoveries[-1]}")
 
-    def administrator(self, killed_after: float | None) -> int:
+    def administrator(self, disturbed: bool = False) -> int:
         world = self.world
         argv = [str(VMSNAP), "thaw", *world.places(), "--force"]
         if self.plan.next_session:
@@ -413,8 +409,10 @@ class Round:
         self.story.tell(" ".join(["vmsnap", argv[1], argv[-1]]))
         started = Session(world.directory, argv, world.environment())
         world.sessions.append(started)
-        if killed_after is not None:
-            self.at(killed_after, lambda: self.kill_recovery(started.pid))
+        if disturbed and self.plan.recovery_hunted:
+            self.inflict(Fault("hunt", "recovery", 0.0, ("thaw",), None, 0))
+        if disturbed and self.plan.recovery_killed is not None:
+            self.at(self.plan.recovery_killed, lambda: self.kill_recovery(started.pid))
         ended = self.turn_until(lambda: started.process.poll() is not None, PATIENCE)
         self._agenda.clear()
         if not ended:
