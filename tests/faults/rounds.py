@@ -327,8 +327,8 @@ class Round:
             role = VMSNAP_NAMES.get(p.name, "program")
             if self.session and p.pid == self.session.pid:
                 role = "engine"
-            elif role == "scripts" and names.get(p.parent) == p.name:
-                role = "program"  # a script that is just being started
+            elif role in ("scripts", "command") and names.get(p.parent) == p.name:
+                role = "program"  # which is just being started
             elif role == "program" and self.session and p.parent == self.session.pid:
                 role = "young"  # a fork of the engine that has not got its name yet
             by_role.setdefault(role, []).append(p.pid)
