@@ -106,7 +106,9 @@ class Round:
         self.roles: dict[int, str] = {}  # of every process of vmsnap that was looked for
         self.killed_pids: dict[int, str] = {}  # with its role, and the phase of a script
         self.limited: set[int] = set()
-        self.interrupted = self.spoiled = self.vanished = self.remount = self.over = False
+        self.interrupted = self.spoiled = self.vanished = self.remount = self.over = (
+            self.let_gone
+        ) = False
         self.words: list[tuple[float, list[str]]] = []
         self.phase = ""
         self.held_at: float | None = None
@@ -230,6 +232,7 @@ class Round:
             self.at(seconds, once)
 
     def let_go(self) -> None:
+        self.let_gone = True
         while self._undo:
             self._undo[-1]()
         self._waiting.clear()
@@ -241,6 +244,8 @@ class Round:
             self.at(fault.delay, partial(self.inflict, fault))
 
     def inflict(self, fault: Fault) -> None:
+        if self.let_gone and fault.moment != "recovery":
+            return
         fault.happen(self)
         self.happened("fault")
 
