@@ -106,9 +106,8 @@ class Round:
         self.roles: dict[int, str] = {}  # of every process of vmsnap that was looked for
         self.killed_pids: dict[int, str] = {}  # with its role, and the phase of a script
         self.limited: set[int] = set()
-        self.interrupted = self.spoiled = self.vanished = self.remount = self.over = (
-            self.let_gone
-        ) = False
+        self.interrupted = self.spoiled = self.vanished = self.remount = False
+        self.over = self.let_gone = False
         self.words: list[tuple[float, list[str]]] = []
         self.phase = ""
         self.held_at: float | None = None
