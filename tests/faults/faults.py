@@ -399,9 +399,11 @@ def plan(rng: random.Random, filesystems: tuple[str, ...], terminal: bool) -> Fa
     return Fault(kind, moment, delay, who, seconds, choice)
 
 
-def volley(rng: random.Random, filesystems: tuple[str, ...]) -> tuple[Fault, ...]:
+def volley(
+    rng: random.Random, filesystems: tuple[str, ...], moments: tuple[str, ...] = HOT
+) -> tuple[Fault, ...]:
     """Kills in short order, of whoever lives and of whoever comes in their place."""
-    moment = rng.choice(HOT)
+    moment = rng.choice(moments)
     if moment == "state":
         moment = f"state-{rng.randint(1, 4 * len(filesystems))}"
     found = []
@@ -411,6 +413,16 @@ def volley(rng: random.Random, filesystems: tuple[str, ...]) -> tuple[Fault, ...
         who = whom(rng, kind, filesystems)
         found.append(Fault(kind, when, delay, who, None, rng.randrange(1 << 20)))
     return tuple(found)
+
+
+def not_alone(rng: random.Random, filesystems: tuple[str, ...]) -> tuple[Fault, ...]:
+    """The same while a write holds the freeze off, or another program has frozen, or does later."""
+    kind = rng.choice(["held-write", "held-write", "big-write", "freeze"])
+    moment = rng.choice(["before", "before", "presync", "listed", "fault"])
+    seconds = rng.choice([None, rng.uniform(0, 0.1), rng.uniform(0, 1.5)])
+    name, delay = (rng.choice(filesystems),), rng.uniform(0, rng.choice(DELAYS[:5]))
+    other = Fault(kind, moment, delay, name, seconds, rng.randrange(1 << 20))
+    return (other, *volley(rng, filesystems, ("presync", "freeze", "listed", "state", "state")))
 
 
 def stopped_for_good(rng: random.Random) -> tuple[Fault, ...]:

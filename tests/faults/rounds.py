@@ -74,10 +74,13 @@ def make_plan(seed: str) -> Plan:
     terminal, patient = rng.random() < 0.1, rng.random() < 0.04
     count = rng.choice([0, *[1, 2, 3] * 4, 5, 7])
     gates = ["release", *(f"{phase}-{app}" for phase in ("pre", "post") for app in APPS)]
+    dice = rng.random()
     if patient:
         chosen = faults.stopped_for_good(rng)
-    elif rng.random() < 0.35:
+    elif dice < 0.3:
         chosen = faults.volley(rng, names)
+    elif dice < 0.5:
+        chosen = faults.not_alone(rng, names)
     else:
         chosen = tuple(faults.plan(rng, names, terminal) for _ in range(count))
     return Plan(
