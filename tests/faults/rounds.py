@@ -249,7 +249,8 @@ class Round:
         if self.let_gone and fault.moment != "recovery":
             return
         fault.happen(self)
-        self.happened("fault")
+        if fault.kind not in faults.ON_FILESYSTEMS:
+            self.happened("fault")
 
     def is_over(self) -> bool:
         if not self.over and self.engine_ended():
