@@ -200,6 +200,7 @@ def remove(made: Path, root: Path, release: tuple[str, str]) -> None:
 def full(round_: Round, fault: Fault) -> None:
     round_.spoiled = True
     path = round_.world.run_directory / "full"
+    assert path.parent.is_mount(), "this would fill the disk of the machine"
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
         for size in (1 << 20, 4096, 1):
             with contextlib.suppress(OSError):
@@ -209,12 +210,12 @@ def full(round_: Round, fault: Fault) -> None:
 
 
 def vanished(round_: Round, fault: Fault) -> None:
-    """All that lies there is removed, or another directory is there in its place."""
+    """All that lies there is removed, or another directory is mounted in its place."""
     round_.vanished = round_.spoiled = True
     there = round_.world.run_directory
     if fault.choice % 2:
         kernel.check(kernel.libc.umount2(os.fsencode(there), kernel.MNT_DETACH))
-        round_.undo(None, lambda: mount_again(round_, there))
+        round_.world.mount_run_directory()
         return
     for path in sorted(there.rglob("*"), reverse=True):
         with contextlib.suppress(OSError):
@@ -222,10 +223,6 @@ def vanished(round_: Round, fault: Fault) -> None:
                 path.rmdir()
             else:
                 path.unlink()
-
-
-def mount_again(round_: Round, there: Path) -> None:
-    round_.remount = True
 
 
 def hang_up(round_: Round, _: Fault) -> None:

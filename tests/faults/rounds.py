@@ -109,7 +109,7 @@ class Round:
         self.roles: dict[int, str] = {}  # of every process of vmsnap that was looked for
         self.killed_pids: dict[int, str] = {}  # with its role, and the phase of a script
         self.limited: set[int] = set()
-        self.interrupted = self.spoiled = self.vanished = self.remount = False
+        self.interrupted = self.spoiled = self.vanished = False
         self.over = self.let_gone = False
         self.words: list[tuple[float, list[str]]] = []
         self.phase = ""
@@ -462,8 +462,6 @@ class Round:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        if self.remount:
-            world.mount("-t", "tmpfs", "-o", "mode=0700,size=8m", "tmpfs", world.run_directory)
 
 
 def where(pid: int) -> str:

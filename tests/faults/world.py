@@ -96,6 +96,9 @@ class World(Lab):
         argv = [sys.executable, "-ISB", rescue.__file__, "1000000", str(self.directory)]
         self.rescue = subprocess.Popen(argv, stdin=subprocess.PIPE)
 
+    def mount_run_directory(self) -> None:
+        self.mount("-t", "tmpfs", "-o", "mode=0700,size=8m", "tmpfs", self.run_directory)
+
     def _app(self, name: str) -> str:
         words = {"app": name, "events": self.events.path, "shm": self.shm}
         pre = PRE.format(gate=self.gate(f"pre-{name}").path, **words)
