@@ -108,6 +108,7 @@ class Round:
         self.story = Story(plan.seed)
         self.roles: dict[int, str] = {}  # of every process of vmsnap that was looked for
         self.killed_pids: dict[int, str] = {}  # with its role, and the phase of a script
+        self.kills: list[tuple[float, str]] = []  # the same, with the time of each
         self.limited: set[int] = set()
         self.interrupted = self.spoiled = self.vanished = False
         self.over = self.let_gone = False
@@ -363,6 +364,7 @@ class Round:
         self.story.tell(f"killed {pid}: {role} {phase}")
         self.story.count(f"killed {role}")
         self.killed_pids[pid] = f"{role} {phase}".strip()
+        self.kills.append((time.monotonic(), self.killed_pids[pid]))
 
     def kill_rest(self) -> None:
         for _ in range(3):

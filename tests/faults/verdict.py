@@ -19,6 +19,7 @@ from .world import APPS
 if TYPE_CHECKING:
     from .rounds import Round
 
+UNTIL_SEEN = 0.1  # seconds from the last word of a script until its end is on record
 STALLED = 2.0  # seconds without any write, after which the kernel is asked
 LEVELS = ("none", "crash", "filesystem", "application")
 
@@ -106,7 +107,9 @@ def scripts(round_: Round) -> None:
             posts = [w for w in of_app if w[0] == "post-start" and w[3] == "1"]
             name = f"post-script of {app} in {session[:8]}"
             if len(posts) > 1:
-                excuse = "the record had vanished" if round_.vanished else ""
+                excuse = (
+                    "the record had vanished" if round_.vanished else in_the_middle(round_, app)
+                )
                 violated(round_, f"the {name} ran {len(posts)} times", excuse)
             if started and not posts:
                 violated(round_, f"the {name} never ran", unheard(round_))
@@ -116,6 +119,17 @@ def scripts(round_: Round) -> None:
                 after = [x[0] for x in of_app[of_app.index(w) :]]
                 if "pre-end" in after:
                     violated(round_, f"the pre-script of {app} ended after its post-script began")
+
+
+def in_the_middle(round_: Round, app: str) -> str:
+    """Why a post-script may be run again: nobody was left who could know how it has ended, or it
+    was killed with the one who watched it."""
+    ends = [at for at, w in round_.words if w[0] == "post-end" and w[1] == app]
+    before_its_end = min(ends, default=float("inf")) + UNTIL_SEEN
+    killed = {what for at, what in round_.kills if at < before_its_end}
+    watched = "scripts" not in killed
+    known = not killed & {"engine", "recovery", "program post", "young"}
+    return "" if watched or known else "killed in the middle of it"
 
 
 def unheard(round_: Round) -> str:
