@@ -12,7 +12,7 @@ from tests.fs.lab import VMSNAP, missing_tools
 
 from .__main__ import run
 
-ROUNDS, JOBS = 200, 3
+ROUNDS, JOBS = 150, 3
 
 
 def test_whatever_dies_dies_harmless() -> None:
