@@ -3,9 +3,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 from .lab import VMSNAP, Lab
+from .processes import wait_until
+
+# When signals have their default action again, before the interpreter has ended.
+SIGNAL_AT_THE_VERY_END = """
+import os, sys
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=int(sys.argv.pop(1))):
+        kill(pid, number)
+last = Last()
+from vmsnap.cli import main
+sys.exit(main.main())
+"""
 
 
 def test_a_session_of_another_user_is_refused(lab: Lab) -> None:
@@ -106,6 +124,28 @@ def test_the_exit_code_of_a_session_does_not_depend_on_who_reads(lab: Lab) -> No
     assert lab.helper(f"{words} -- false >/dev/full 2>/dev/null").wait() == 1
     assert lab.helper(f"{words} -- true >/dev/null 2>/dev/full").wait() == 0
     assert lab.helper(f"{words} -- true 2>/dev/full | head -c1 >/dev/null").wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_python_ends_changes_no_exit_code(lab: Lab, number: int) -> None:
+    lab.filesystem()
+    late = (sys.executable, "-IBc", SIGNAL_AT_THE_VERY_END, str(int(number)))
+    assert lab.run("exit 0", program=late).code == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_reader_that_does_not_read_keeps_nobody(lab: Lab, number: signal.Signals) -> None:
+    lab.filesystem()
+    read, write = os.pipe()
+    try:
+        stuck = lab.start("head -c 1000000 /dev/zero", stdout=write, json=False)
+        wait_until(lambda: "pipe_write" in Path(f"/proc/{stuck.pid}/wchan").read_text())
+        assert lab.run("exit 0").verdict == ("success", "filesystem", 0)
+        stuck.kill(number)
+        assert stuck.finish().code == 0
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 def test_output_of_the_command_that_is_lost_is_said(lab: Lab) -> None:

@@ -134,7 +134,50 @@ def test_a_post_script_whose_supervisor_was_killed_is_not_run_again(lab: Lab) ->
     wait_until(lambda: "anon_inode:[pidfd]" in open_by(session.below("vmsnap-scripts")))
     lab.open("post")
     outcome = session.finish()
-    assert outcome.errors == ["Post-ScriptExecutionFailed"]
+    assert outcome.verdict == ("success", "application", 0)
+    assert resumed(lab) == ["resumed"]
+
+
+@pytest.mark.parametrize(
+    ("end", "retries", "runs", "reason"),
+    [
+        ("exit 0", 0, 1, ""),
+        ("exit 3", 0, 1, "ended with exit code 3, in attempt 1"),
+        ("exit $((2 - VMSNAP_ATTEMPT))", 1, 2, ""),
+        ("exit 3", 1, 2, "ended with exit code 3, in attempt 2"),
+        ("[ $VMSNAP_ATTEMPT = 2 ] || kill -9 $$", 0, 2, ""),
+    ],
+)
+def test_how_a_post_script_ended_is_known_without_its_supervisor(
+    lab: Lab, end: str, retries: int, runs: int, reason: str
+) -> None:
+    lab.filesystem()
+    lab.app(
+        pre="exit 0",
+        post=f"{lab.say('resumed')}; kill -9 $PPID; {end}",
+        postScriptNoOfRetries=retries,
+    )
+    outcome = lab.run("exit 0")
+    assert outcome.errors == (["Post-ScriptExecutionFailed"] if reason else [])
+    assert reason in "".join(error["message"] for error in outcome.result["errors"])
+    assert resumed(lab) == ["resumed"] * runs
+    assert not (lab.run_directory / "scripts").exists()
+
+
+def test_how_a_pre_script_ended_is_not_taken_for_the_post_script(lab: Lab) -> None:
+    lab.filesystem()
+    lab.app(pre="kill -9 $PPID; exit 0", post=lab.say(POST))
+    outcome = lab.run("exit 0")
+    assert outcome.errors == ["Pre-ScriptExecutionFailed"]
+    assert resumed(lab) == ["resumed success filesystem"]
+
+
+def test_a_post_script_without_its_supervisor_is_ended_at_its_timeout(lab: Lab) -> None:
+    lab.filesystem()
+    hang = f"{lab.say('resumed')}; kill -9 $PPID; {lab.stop_at('post')}"
+    lab.app(pre="exit 0", post=hang, timeoutInSeconds=1)
+    outcome = lab.run("exit 0")
+    assert outcome.errors == ["Post-ScriptTimeout"]
     assert resumed(lab) == ["resumed"]
 
 

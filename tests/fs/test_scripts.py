@@ -28,7 +28,8 @@ json.dump({
     "environ": dict(word.split("=", 1) for word in environ),
     "fds": sorted(map(int, fds)),
     "stdin": fds["0"],
-    "leader": os.getsid(0) == os.getpgrp() == os.getpid(),
+    "leader": os.getpgrp() == os.getpid(),
+    "session": os.getsid(0),
     "oom": open("/proc/self/oom_score_adj").read().strip(),
     "directory": os.path.isdir(os.environ["VMSNAP_SCRIPT_DIR"]),
     "listing": os.listdir(os.environ["VMSNAP_SCRIPT_DIR"]),
@@ -85,6 +86,7 @@ def test_scripts_start_in_the_root_directory_with_clean_descriptors(lab: Lab) ->
         assert report["fds"] == [0, 1, 2]
         assert report["stdin"] == "/dev/null"
         assert report["leader"]
+        assert report["session"] != os.getsid(0)
         assert report["oom"] == "0"
 
 

@@ -17,6 +17,7 @@ from vmsnap.cli.arguments import FAILED, IN_PROGRESS, NOT_ROOT, OK, USAGE, Comma
 from vmsnap.cli.take import NoCommandError, SessionRefusedError
 from vmsnap.cli.terminal import complain, ensure_stdio, let_go_of_stdio, print_json
 from vmsnap.errors import CommandError, Kind, Problem
+from vmsnap.system.waiter import STOP_SIGNALS
 
 DESCRIPTION = "Application-consistent snapshots of this virtual machine, from inside it."
 EXAMPLES = """\
@@ -72,6 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if not let_go_of_stdio() and code == OK:
             code = FAILED
+    for (
+        number
+    ) in STOP_SIGNALS:  # the code is that of what was done, also while Python takes itself down
+        signal.signal(number, signal.SIG_IGN)
     return code
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,7 +150,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     from vmsnap.session.recovery import conclude
     from vmsnap.session.run import CommandTaker
     from vmsnap.session.session import Session
-    from vmsnap.system.waiter import Waiter
+    from vmsnap.system.waiter import STOP_SIGNALS, Waiter
 
     if arguments.words == []:
         arguments.parser.error("found no COMMAND after --, expected one")
@@ -160,7 +159,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     lock.check_state(options.state)
     session = new_session_id()
     descriptor = lock.acquire(options.run_dir, session)
-    waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    waiter = Waiter(STOP_SIGNALS)
     manager = Manager()
     conclude(options.run_dir, options.state, descriptor, waiter, manager)
     taker, line = CommandTaker(), progress_line()
@@ -172,6 +171,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     manager.follow(taking)
     result = taking.take()
     manager.notify(f"STATUS={outcome_line(result)}")
+    os.close(descriptor)  # who does not read keeps no other session from beginning
     with whoever_reads():
         lost = taker.command.pass_on(to_stderr=arguments.json) if taker.command else None
         if lost:

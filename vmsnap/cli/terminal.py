@@ -7,11 +7,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 from vmsnap.system.printable import LINES, printable
 from vmsnap.system.streams import nonblocking
+from vmsnap.system.waiter import STOP_SIGNALS
 
 
 def progress_line() -> Callable[[str], None]:
@@ -61,12 +64,23 @@ def colourful(stream: object) -> bool:
 
 @contextlib.contextmanager
 def whoever_reads() -> Iterator[None]:
-    """What is printed within it changes no exit code: that is the session's."""
+    """What is printed within it changes no exit code: that is the session's. A signal ends it, be
+    it that nobody reads."""
+
+    def give_up(_number: int, _frame: FrameType | None) -> None:
+        hush(1)
+        hush(2)
+        raise InterruptedError
+
+    before = [signal.signal(number, give_up) for number in STOP_SIGNALS]
     try:
         yield
         sys.stdout.flush()
     except OSError as e:
         unwritten(e)
+    finally:
+        for number, handler in zip(STOP_SIGNALS, before):
+            signal.signal(number, handler)
 
 
 def unwritten(error: OSError) -> bool:

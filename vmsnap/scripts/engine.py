@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from vmsnap.config.app import App, Script
@@ -22,6 +23,7 @@ from vmsnap.journal.sender import Journal
 from vmsnap.scripts.output import LINES
 from vmsnap.scripts.runner import UNWATCHED, Runner, ScriptRun
 from vmsnap.scripts.supervisor import Link, supervise
+from vmsnap.system.process import ExitStatus, ended_child
 from vmsnap.system.waiter import Waiter
 
 SUPERVISOR_PATIENCE = 10.0  # seconds that a supervisor may take longer than its script and the kill
@@ -48,6 +50,7 @@ class AppScripts:
         self._phase = ""
         self._began = 0.0
         self._attempts = 0
+        self._orphan = 0  # the pid of a post-script whose supervisor was killed
         self._env: dict[str, str] = {}
         self._replacements = 0
         self._lock = lock
@@ -71,9 +74,15 @@ class AppScripts:
 
     def start(self, phase: str, env: Mapping[str, str]) -> None:
         self.pre_started = self.pre_started or phase == "pre"
-        self._phase, self._began, self._attempts = phase, time.monotonic(), 0
+        self._phase, self._began = phase, time.monotonic()
+        self._attempts = self._orphan = 0
         self._env = dict(env)
-        self._link.send(run=phase, env=self._env)
+        self._order()
+
+    def _order(self) -> None:
+        self._link.send(
+            run=self._phase, env=self._env, attempts=self._attempts, unwatched=self._orphan
+        )
 
     def stop(self) -> None:
         self._link.send(stop=True)
@@ -82,18 +91,50 @@ class AppScripts:
         """The script's result, or the number of the attempt that has begun."""
         message = self._link.receive()
         if message is None:
-            if self._phase == "post" and self._pending.post and self._replace():
-                self._link.send(run=self._phase, env=self._env)
-                return None
-            return self.lost(UNWATCHED)
+            return self._unwatched(None)
         if message.pop("phase") != self._phase:  # of an earlier phase, given up meanwhile
             return None
         if "attempt" in message:
             self._attempts = int(message["attempt"])
             return self._attempts
-        return ScriptRun(**message)
+        run = ScriptRun(**message)
+        return self._unwatched(run) if run.reason == UNWATCHED else run
 
-    def _replace(self) -> bool:
+    def _unwatched(self, waited: ScriptRun | None) -> ScriptRun | None:
+        """The supervisor that started the script was killed. Return how the script ended; None if
+        another supervisor waits for that now, or runs it again. `waited` is from one that could do
+        nothing but wait.
+
+        The script is our child then, since we are a subreaper (session.py), and so we know.
+        """
+        if self._phase != "post":
+            return self.lost(UNWATCHED)
+        if waited is None and self._pending.post_started:  # else it is the pre-script
+            self._orphan = self._link.orphan()
+        ended = ended_child(self._orphan) if self._orphan else None
+        if ended and waited and waited.timed_out:
+            ended = replace(ended, timed_out=True)
+        if ended and self._is_final(ended):
+            run = self._ended(ended)
+        elif waited and not ended:
+            run = waited
+        elif waited or (self._pending.post and self._replace_supervisor()):
+            self._orphan = 0 if ended else self._orphan
+            self._order()
+            return None
+        else:
+            return self.lost(UNWATCHED)
+        self._pending.end()
+        return run
+
+    def _is_final(self, ended: ExitStatus) -> bool:
+        """Whether it is not run again: one that was killed is, which it need not have done by
+        itself."""
+        script = self.script(self._phase)
+        retried = ended.exit and script and self._attempts <= script.retries
+        return ended.timed_out or (ended.signal is None and not retried)
+
+    def _replace_supervisor(self) -> bool:
         """Start another supervisor in the place of one that was killed. False if there can be no
         more."""
         self._replacements += 1
@@ -104,8 +145,10 @@ class AppScripts:
         return False
 
     def lost(self, why: str) -> ScriptRun:
-        seconds = time.monotonic() - self._began
-        return ScriptRun(self._attempts, None, None, seconds, False, why)
+        return self._ended(ExitStatus(error=why))
+
+    def _ended(self, ending: ExitStatus) -> ScriptRun:
+        return ScriptRun.of(self._attempts, ending, time.monotonic() - self._began)
 
     def deadline(self, phase: str) -> float:
         script = self.script(phase)

@@ -24,6 +24,7 @@ from vmsnap.system.process import (
     ExitStatus,
     descendants,
     having_environment,
+    is_alive,
     not_started,
     spawn,
 )
@@ -46,6 +47,13 @@ class ScriptRun:
     timed_out: bool
     reason: str = ""
     tail: str = ""
+
+    @classmethod
+    def of(cls, attempts: int, ending: ExitStatus, seconds: float, tail: str = "") -> ScriptRun:
+        """`ending` is that of the last attempt."""
+        reason = "" if ending.ok else ending.reason
+        timed_out = ending.timed_out
+        return cls(attempts, ending.exit, ending.signal, seconds, timed_out, reason, tail)
 
     @property
     def ok(self) -> bool:
@@ -79,16 +87,21 @@ class Runner:
     def serve(self, supervisor: Supervisor) -> None:
         os.chdir("/")
         begun: set[str] = set()
+        unwatched = False
         while (order := supervisor.order()) is not None:
             phase = str(order["run"])
             begun.add(phase)
-            run = self.run_script(supervisor, phase, order["env"])
+            run = self.run_script(
+                supervisor, phase, order["env"], order["attempts"], order["unwatched"]
+            )
+            unwatched = run.reason == UNWATCHED
             if phase == "pre":
                 self.pending.pre_ended()
-            else:
+            elif not unwatched:  # else the engine learns how it ended, and perhaps has it run again
                 self.pending.end()
+            supervisor.forget()
             supervisor.send(phase=phase, **asdict(run))
-        pending = self.pending.post
+        pending = self.pending.post and not unwatched
         if self.pending.vanished:  # better twice than never
             pending = "pre" in begun and "post" not in begun
         if pending and self.app.post:
@@ -102,7 +115,16 @@ class Runner:
             self.run_script(supervisor, "post", abandoned)
         self.pending.end()
 
-    def run_script(self, supervisor: Supervisor, phase: str, extra: Mapping[str, str]) -> ScriptRun:
+    def run_script(
+        self,
+        supervisor: Supervisor,
+        phase: str,
+        extra: Mapping[str, str],
+        attempt: int = 0,
+        unwatched: int = 0,
+    ) -> ScriptRun:
+        """Go on after this `attempt`. Its pid is `unwatched` if the supervisor that started it was
+        killed; the engine is its parent then, and learns how it ends."""
         script = self.app.pre if phase == "pre" else self.app.post
         assert script is not None
         begin = time.monotonic()
@@ -110,13 +132,15 @@ class Runner:
         if phase == "post":  # what a supervisor that was killed has left running
             if self.pending.pre_may_run:
                 supervisor.end(lambda: self.processes("pre"), self.grace)
-            if self.pending.post_started and self.processes("post"):
-                ended = supervisor.outlast(lambda: self.processes("post"), deadline)
+            if unwatched or (self.pending.post_started and self.processes("post")):
+                ended = supervisor.outlast(lambda: self.still_running(unwatched), deadline)
+                if not ended:
+                    supervisor.end(lambda: self.processes("post"), self.grace)
                 seconds = time.monotonic() - begin
-                return ScriptRun(1, None, None, seconds, not ended, UNWATCHED)
-        attempt = 0
+                return ScriptRun(attempt, None, None, seconds, not ended, UNWATCHED)
         while True:
             attempt += 1
+            supervisor.forget()
             if attempt <= ATTEMPTS_TOLD:
                 supervisor.send(phase=phase, attempt=attempt)
             env = {
@@ -132,11 +156,7 @@ class Runner:
             over = ending.timed_out or ending.stopped or bool(ending.error)
             if over or attempt > script.retries or time.monotonic() >= deadline:
                 break
-        reason = "" if ending.ok else ending.reason
-        seconds = time.monotonic() - begin
-        return ScriptRun(
-            attempt, ending.exit, ending.signal, seconds, ending.timed_out, reason, tail
-        )
+        return ScriptRun.of(attempt, ending, time.monotonic() - begin, tail)
 
     def processes(self, phase: str) -> set[int]:
         """Those of this script, whoever their parent is: with its environment, and what is below
@@ -145,6 +165,13 @@ class Runner:
         ours = {f"{name}={self.environment[name]}".encode() for name in names}
         found = having_environment(ours | {f"VMSNAP_PHASE={phase}".encode()})
         return found | descendants(*found)
+
+    def still_running(self, unwatched: int) -> set[int]:
+        """The post-script that another supervisor has started, with all below it if its pid is not
+        known."""
+        if not unwatched:
+            return self.processes("post")
+        return {unwatched} if is_alive(unwatched) else set()
 
     def attempt(
         self,

@@ -85,6 +85,7 @@ class Command:
                 ending = supervisor.run(pid, None)
             # At once: everything is frozen until this is received.
             supervisor.send(**asdict(ending))
+            supervisor.forget()
             if not ending.ok:
                 supervisor.end_everything(grace)
             supervisor.order()

@@ -30,15 +30,16 @@ from vmsnap.freeze.frozen_list import thaw_after_death
 from vmsnap.system.process import (
     PIPE_READS,
     ExitStatus,
+    become_subreaper,
     descendants,
     drain,
     exit_status,
     fork,
-    libc,
+    has_ended,
+    started_by,
 )
-from vmsnap.system.waiter import Waiter
+from vmsnap.system.waiter import STOP_SIGNALS, Waiter
 
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 # Seconds for SIGKILL to take effect: not in uninterruptible sleep (D state), waiting for a disk.
 KILL_PATIENCE = 5.0
 MESSAGE_BYTES = 1 << 17
@@ -66,6 +67,13 @@ class Link:
     def receive(self) -> dict[str, Any] | None:
         """The next message, to be called when there is one; None if the supervisor is gone."""
         return receive(self._channel)
+
+    def orphan(self) -> int:
+        """After its death: the pid of the program it ran; 0 if there was none."""
+        with pidfds([self.pid]) as ends:  # its socket was closed before its children became ours
+            for end in ends:
+                has_ended(end, KILL_PATIENCE)
+        return started_by(self.pid)
 
     def finish(self, waiter: Waiter, patience: float) -> None:
         """Say that no more orders come, and let the supervisor clean up and end."""
@@ -116,14 +124,15 @@ class Supervisor:
         self.thawed_by: float | None = None  # monotonic; see Link.watch
         self.thaws: list[Iterator[bool]] = []  # begun here; some wait for a FIFREEZE to return
         self._run_directory = run_dir
-        self._statuses: dict[int, int] = {}
+        self._running = 0  # the pid of what run() has started to wait for
+        self._ended: ExitStatus | None = None
         self._orders: list[dict[str, Any]] = []
-        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        become_subreaper()
         # What an administrator's program allocates must not be spared by the kernel on our account.
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("0")
         self.waiter = Waiter(stop_signals=())
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # the engine decides; a terminal reaches only it
 
     def send(self, **message: object) -> None:
@@ -175,12 +184,19 @@ class Supervisor:
         next(thaw, None)
 
     def _reap(self) -> None:
+        """All but what run() waited for: if we are killed before its end is on record, the engine,
+        who is its parent then, has to see how it ended."""
         with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
+            while dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if dead.si_pid == self._running:
+                    self._ended = exit_status(dead)
                     return
-                self._statuses[pid] = status
+                os.waitpid(dead.si_pid, 0)
+
+    def forget(self) -> None:
+        """What run() waited for is on record."""
+        self._running = 0
+        self._reap()
 
     def run(
         self,
@@ -194,18 +210,18 @@ class Supervisor:
 
         The death of the engine is such an order too, unless the program is to `survive` it.
         Whatever it writes to the pipe `output` is given to `take` as it comes. Its end counts, not
-        the pipe's: a child that keeps the pipe open delays nothing.
+        the pipe's: a child that keeps the pipe open delays nothing. forget() it then.
         """
-        self._statuses.clear()  # of others: this one is reaped below, and nowhere before
+        self._running, self._ended = pid, None
         sources = () if output is None else (output,)
         while True:
             ready = self._wait(deadline, *sources)
             if output in sources and output in ready and not drain(output, take, reads=1):
                 sources = ()
-            if pid in self._statuses:
+            if self._ended:
                 if output is not None:
                     drain(output, take, reads=PIPE_READS)
-                return exit_status(self._statuses[pid])
+                return self._ended
             if self._stopped(survive):
                 return ExitStatus(stopped=True)
             if deadline is not None and time.monotonic() >= deadline:

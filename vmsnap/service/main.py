@@ -13,7 +13,6 @@ Runs in: engine. While frozen: no file but in the run directory, no journal, no 
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 from vmsnap.errors import Kind, Problem
@@ -26,7 +25,7 @@ from vmsnap.session.options import Options
 from vmsnap.session.recovery import conclude
 from vmsnap.session.session import Session
 from vmsnap.system import systemd
-from vmsnap.system.waiter import Waiter
+from vmsnap.system.waiter import STOP_SIGNALS, Waiter
 
 
 class CallerTaker:
@@ -103,7 +102,7 @@ def serve(run_dir: Path) -> Result:
     session = request.session if request else new_session_id()
     options = request.options(run_dir) if request else Options(run_dir=run_dir)
     descriptor = lock.acquire(run_dir, session)
-    waiter = Waiter((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    waiter = Waiter(STOP_SIGNALS)
     manager = Manager()
     conclude(options.run_dir, options.state, descriptor, waiter, manager)
     holding = Session(options, descriptor, waiter, CallerTaker(manager), session=session)

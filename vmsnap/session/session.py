@@ -43,7 +43,7 @@ from vmsnap.session.log import Record
 from vmsnap.session.metrics import write_metrics
 from vmsnap.session.options import Options
 from vmsnap.system.files import make_private, remove_tree
-from vmsnap.system.process import forbid_core_dumps
+from vmsnap.system.process import become_subreaper, forbid_core_dumps
 from vmsnap.system.waiter import Waiter
 
 WATCH_PATIENCE = 5.0  # seconds
@@ -88,6 +88,7 @@ class Session:
         session: str | None = None,
     ) -> None:
         forbid_core_dumps()
+        become_subreaper()  # if a supervisor is killed, how its script ends is still told
         self.id = session or new_session_id()
         self.options, self.lock, self.waiter, self.taker = options, lock, waiter, taker
         self.journal = Journal({"VMSNAP_SESSION": self.id})

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vmsnap.system.waiter import Waiter
+from vmsnap.system.waiter import STOP_SIGNALS, Waiter
 
-PR_SET_DUMPABLE, PR_SET_NAME = 4, 15  # linux/prctl.h
+PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 4, 15, 36  # linux/prctl.h
+DEAD = (b"Z", b"X")  # proc(5), stat: of a zombie, and of what is left for a moment
 READ_BYTES = 1 << 16
 PIPE_READS = 4  # more than a pipe holds: the rest is from a child that writes without end
 
@@ -41,7 +42,7 @@ def spawn(
     inherit: Iterable[int] = (),
     empty: Path | None = None,
 ) -> int:
-    """Start a program in a session of its own and return its pid. Raises OSError.
+    """Start a program in a process group of its own and return its pid. Raises OSError.
 
     It inherits the three descriptors given, those of `inherit` under their own numbers and no
     others; all signals are back to their defaults. The file `empty` is emptied by the new process,
@@ -61,7 +62,7 @@ def spawn(
             command,
             env,
             file_actions=actions,
-            setsid=True,
+            setpgroup=0,
             setsigmask=(),
             setsigdef=signal.valid_signals() - uncatchable,
         )
@@ -124,10 +125,40 @@ class ProcessId:
 def started(pid: int) -> int:
     """When a process was started, as in ProcessId; 0 if there is none."""
     try:
-        stat = Path("/proc", str(pid), "stat").read_bytes()
+        return int(stat(pid)[19])
     except OSError:
         return 0
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+
+
+def is_alive(pid: int) -> bool:
+    """Zombies are dead."""
+    try:
+        return stat(pid)[0] not in DEAD
+    except OSError:
+        return False
+
+
+def stat(pid: int) -> list[bytes]:
+    """The fields of proc(5), stat, from the state on: the name in parentheses before it may hold
+    anything, also parentheses. Raises OSError."""
+    line = Path("/proc", str(pid), "stat").read_bytes()
+    return line[line.rindex(b")") + 2 :].split()
+
+
+def started_by(dead: int) -> int:
+    """The pid of what a child of ours had started with spawn() before it died, the last of it;
+    dead or alive, it is our child now, if we are a subreaper. 0 if there is none."""
+    found: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = stat(int(name))
+                parent, group, session = map(int, fields[1:4])
+                # fork() has made the dead one the leader of a session, whose pid is not used
+                # again as long as anything is left of it.
+                if (parent, group, session) == (os.getpid(), int(name), dead):
+                    found[int(fields[19])] = int(name)
+    return found[max(found)] if found else 0
 
 
 def has_ended(process: int, patience: float | None) -> bool:
@@ -155,7 +186,7 @@ def fork(body: Callable[[], None], name: str, keep: Collection[int]) -> int:
     try:
         # Else a signal would write a byte to whatever gets the number of our waiter's pipe.
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         os.setsid()
         for word in os.listdir("/proc/self/fd"):
@@ -228,10 +259,16 @@ def output_of(argv: Sequence[str]) -> tuple[int, str, str]:
     )
 
 
-def exit_status(status: int) -> ExitStatus:
-    if os.WIFSIGNALED(status):
-        return ExitStatus(signal=os.WTERMSIG(status))
-    return ExitStatus(exit=os.WEXITSTATUS(status))
+def exit_status(dead: os.waitid_result) -> ExitStatus:
+    if dead.si_code == os.CLD_EXITED:
+        return ExitStatus(exit=dead.si_status)
+    return ExitStatus(signal=dead.si_status)
+
+
+def ended_child(pid: int) -> ExitStatus | None:
+    """How a child has ended, once; None while it runs. Raises ChildProcessError."""
+    dead = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+    return exit_status(dead) if dead else None
 
 
 def drain(fd: int, take: Callable[[bytes], None], reads: int) -> bool:
@@ -248,17 +285,15 @@ def drain(fd: int, take: Callable[[bytes], None], reads: int) -> bool:
 
 
 def descendants(*ancestors: int) -> set[int]:
-    """All living processes below `ancestors`. Zombies are dead."""
+    """All living processes below `ancestors`."""
     if not ancestors:
         return set()
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError):
-                stat = Path("/proc", name, "stat").read_bytes()
-                # proc(5): the name in parentheses may hold anything, also parentheses.
-                state, parent = stat[stat.rindex(b")") + 2 :].split(b" ", 2)[:2]
-                if state not in (b"Z", b"X"):
+                state, parent = stat(int(name))[:2]
+                if state not in DEAD:
                     children.setdefault(int(parent), []).append(int(name))
     found: set[int] = set()
     queue = list(ancestors)
@@ -267,6 +302,11 @@ def descendants(*ancestors: int) -> set[int]:
             found.add(child)
             queue.append(child)
     return found
+
+
+def become_subreaper() -> None:
+    """Be the parent of all descendants whose parent dies, in init's place (prctl(2))."""
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def forbid_core_dumps() -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 
 PULSE = 1.0  # seconds
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # they ask a process to end
 
 
 class Waiter:
