@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from tests.fs import kernel
 from tests.fs.lab import Filesystem
 from tests.fs.stuck import SPLICE
+from vmsnap.session.lock import MARK
 
 if TYPE_CHECKING:
     from .rounds import Round
@@ -210,14 +211,15 @@ def full(round_: Round, fault: Fault) -> None:
 
 
 def vanished(round_: Round, fault: Fault) -> None:
-    """All that lies there is removed, or another directory is mounted in its place."""
+    """All that lies there but its mark is removed, or another directory is mounted in its
+    place."""
     round_.vanished = round_.spoiled = True
     there = round_.world.run_directory
     if fault.choice % 2:
         kernel.check(kernel.libc.umount2(os.fsencode(there), kernel.MNT_DETACH))
         round_.world.mount_run_directory()
         return
-    for path in sorted(there.rglob("*"), reverse=True):
+    for path in sorted({*there.rglob("*")} - {there / MARK}, reverse=True):
         with contextlib.suppress(OSError):
             if path.is_dir() and not path.is_symlink():
                 path.rmdir()

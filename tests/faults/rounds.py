@@ -422,21 +422,24 @@ class Round:
         if disturbed and self.plan.recovery_hunted:
             self.inflict(Fault("hunt", "recovery", 0.0, ("thaw",), None, 0))
         if disturbed and self.plan.recovery_killed is not None:
-            self.at(self.plan.recovery_killed, lambda: self.kill_recovery(started.pid))
+            self.at(self.plan.recovery_killed, lambda: self.kill_recovery(started))
         ended = self.turn_until(lambda: started.process.poll() is not None, PATIENCE)
-        self._agenda.clear()
         if not ended:
             self.story.violations.append("the recovery hangs")
             self.kill_rest()
         if not self.turn_until(world.is_alone, PATIENCE):
             self.story.violations.append(f"left by the recovery: {world.processes()}")
             self.kill_rest()
+        self._agenda.clear()
         code = started.process.wait()
         self.recoveries.append(f"{started.out.read_text()[-3000:]} {started.words[-2000:]}")
         self.story.tell(f"it ended with {code}")
         return code
 
-    def kill_recovery(self, pid: int) -> None:
+    def kill_recovery(self, started: Session) -> None:
+        if started.process.poll() is not None:
+            return
+        pid = started.pid
         self.story.count("killed recovery")
         for victim in (pid, *children(pid)):
             process = look_at(victim)

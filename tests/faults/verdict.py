@@ -104,13 +104,10 @@ def scripts(round_: Round) -> None:
         for app in APPS:
             of_app = [w for w in said if len(w) > 2 and w[1:3] == [app, session]]
             started = [w for w in of_app if w[0] == "pre-start"]
-            posts = [w for w in of_app if w[0] == "post-start" and w[3] == "1"]
+            posts = [w for w in of_app if w[0] == "post-start"]
             name = f"post-script of {app} in {session[:8]}"
             if len(posts) > 1:
-                excuse = (
-                    "the record had vanished" if round_.vanished else in_the_middle(round_, app)
-                )
-                violated(round_, f"the {name} ran {len(posts)} times", excuse)
+                violated(round_, f"the {name} ran {len(posts)} times", twice(round_, app))
             if started and not posts:
                 violated(round_, f"the {name} never ran", unheard(round_))
             if any(w[5] == "yes" for w in posts):
@@ -121,14 +118,18 @@ def scripts(round_: Round) -> None:
                     violated(round_, f"the pre-script of {app} ended after its post-script began")
 
 
-def in_the_middle(round_: Round, app: str) -> str:
-    """Why a post-script may be run again: nobody was left who could know how it has ended, or it
-    was killed with the one who watched it."""
+def twice(round_: Round, app: str) -> str:
+    """Why a post-script may be run again: it was killed, or nobody was left who could know how it
+    has ended."""
+    if round_.vanished:
+        return "the record had vanished"
+    if "program post" in round_.killed_pids.values():
+        return "it was killed"
     ends = [at for at, w in round_.words if w[0] == "post-end" and w[1] == app]
     before_its_end = min(ends, default=float("inf")) + UNTIL_SEEN
     killed = {what for at, what in round_.kills if at < before_its_end}
-    watched = "scripts" not in killed
-    known = not killed & {"engine", "recovery", "program post", "young"}
+    watched = not killed & {"scripts", "young"}
+    known = not killed & {"engine", "recovery", "young"}
     return "" if watched or known else "killed in the middle of it"
 
 
@@ -152,8 +153,18 @@ def others(round_: Round) -> None:
         ]
         for own in (w for w in calls if w[0] == "own-thaw" and w[4] == str(errno.EINVAL)):
             foreign = any(w[0] != "froze" and w[4] == "0" for w in calls)
-            excuse = "another of the injector's thawed it" if foreign else ""
+            excuse = "another of the injector's thawed it" if foreign else at_once(round_, own)
             violated(round_, f"somebody else's freeze of {own[1]} was thawed", excuse)
+
+
+def at_once(round_: Round, own: list[str]) -> str:
+    """Why a freeze may be taken for ours: who asked for it as well was killed before the answer,
+    that somebody else has frozen."""
+    froze = next(w for _, w in round_.words if w[0] == "froze" and w[1] == own[1])
+    began, ended = float(froze[2]), float(froze[3])
+    guards = [at for at, what in round_.kills if what == "guard"]
+    asked = any(began - UNTIL_SEEN < at < ended + UNTIL_SEEN for at in guards)
+    return "the guard was killed in the same moment" if asked else ""
 
 
 # --- the level -----------------------------------------------------------------------------------
