@@ -24,7 +24,7 @@ ARROWS = {
         *("provision", "platforms", "service", "session", "report", "freeze", "config", "journal"),
         "system",
     },
-    "cli.terminal": {"system.printable", "system.streams"},
+    "cli.terminal": {"system.printable", "system.streams", "system.waiter"},
     "provision": {"platforms", "config", "journal", "session.lock", "system"},
     "platforms": {"service", "config", "session.lock", "session.options", "system"},
     "service": {"session", "system"},
