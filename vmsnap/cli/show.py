@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -184,7 +184,7 @@ def status_command(arguments: argparse.Namespace) -> int:
                 "lost": now.to_json() if now and not holder else None,
                 "last": last.to_json() if last else None,
                 "writers_wait": {
-                    mount: [asdict(blocker) for blocker in found]
+                    mount: [blocker.to_json() for blocker in found]
                     for mount, found in waiting.items()
                 },
             }

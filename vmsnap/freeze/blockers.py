@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnap.freeze.writeback import AT_FDCWD, look_at
+from vmsnap.system.process import ProcessId, started
 
 # The calls that write, and which argument is the descriptor that is written to
 # (asm/unistd_64.h of x86, asm-generic/unistd.h of the others).
@@ -52,17 +53,25 @@ WAITS_FOR_THE_FREEZE = "percpu"  # part of the function in which it does: proc(5
 class Blocker:
     """A process that is inside a call which writes to a filesystem."""
 
-    pid: int
+    process: ProcessId
     name: str
     uid: int
     call: str
 
     def __str__(self) -> str:
-        return f"process {self.pid} ({self.name}) of uid {self.uid} is inside {self.call}(2)"
+        return (
+            f"process {self.process.pid} ({self.name}) of uid {self.uid} is inside {self.call}(2)"
+        )
+
+    def to_json(self) -> dict[str, object]:
+        return {"pid": self.process.pid, "name": self.name, "uid": self.uid, "call": self.call}
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        process = self.process.open()
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+            os.close(process)
 
 
 def blockers(device: int, proc: Path = Path("/proc")) -> list[Blocker]:
@@ -74,7 +83,8 @@ def blockers(device: int, proc: Path = Path("/proc")) -> list[Blocker]:
                 for call in writes_of(proc / name, device):
                     status = (proc / name).stat()
                     comm = (proc / name / "comm").read_text(errors="replace").strip()
-                    found[int(name)] = Blocker(int(name), comm, status.st_uid, call)
+                    process = ProcessId(int(name), started(int(name)))
+                    found[int(name)] = Blocker(process, comm, status.st_uid, call)
     return list(found.values())
 
 
