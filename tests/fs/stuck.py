@@ -84,3 +84,45 @@ def wait_until_inside(session: Session, made: Stuck) -> int:
     request = None if made.dirty else kernel.FIFREEZE
     wait_until(lambda: any(is_stuck(pid, made.child.mount, request) for pid in session.guards))
     return session.guard
+
+
+# A thread writes to a page of a frozen file; another one, that unmaps it, waits for the first with
+# the memory's lock in its hands. Nobody can read /proc/PID/environ then, or run ps.
+LOCK_MEMORY = """
+import ctypes, os, sys, threading
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.ftruncate(file, 4096)
+page = libc.mmap(None, 4096, 3, 1, file, 0)
+print(flush=True)
+input()
+thread = threading.Thread(target=libc.memset, args=(page, 1, 1))
+thread.start()
+while open(f"/proc/self/task/{thread.native_id}/stat").read().split(") ")[1][0] != "D":
+    pass
+libc.munmap(page, 4096)
+"""
+
+
+def lock_memory(lab: Lab, filesystem: Filesystem) -> int:
+    """Freeze it, and return the pid of a process whose memory is locked until the thaw."""
+    process = subprocess.Popen(
+        [sys.executable, "-IBc", LOCK_MEMORY, filesystem.mount / "mapped"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    lab.helpers.append(process)
+    assert process.stdin
+    assert process.stdout
+    process.stdout.readline()
+    process.stdout.close()
+    kernel.freeze(filesystem.mount)
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    look = ["timeout", "-s", "KILL", "1", "cat", f"/proc/{process.pid}/environ"]
+    wait_until(lambda: subprocess.run(look, stdout=subprocess.DEVNULL, check=False).returncode != 0)
+    return process.pid

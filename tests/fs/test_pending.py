@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from . import kernel
 from .faults import kill_all
 from .lab import Lab
 from .processes import children, wait_for_end, wait_until
 from .running import Session
+from .stuck import lock_memory
 
 POST = "resumed $VMSNAP_OUTCOME $VMSNAP_CONSISTENCY"
 # The engine dies when it has forked another supervisor, before that is told anything.
@@ -162,6 +164,18 @@ def test_how_a_post_script_ended_is_known_without_its_supervisor(
     assert reason in "".join(error["message"] for error in outcome.result["errors"])
     assert resumed(lab) == ["resumed"] * runs
     assert not (lab.run_directory / "scripts").exists()
+
+
+def test_a_process_that_keeps_its_environment_from_being_read_keeps_no_script(lab: Lab) -> None:
+    """The pre-script without a supervisor is looked for by its environment."""
+    others = lab.filesystem(name="others")
+    lock_memory(lab, others)
+    ours = lab.filesystem()
+    lab.app(pre=f"kill -9 $PPID; {lab.stop_at('never')}", post=lab.say(POST))
+    outcome = lab.run("exit 0", only=[str(ours.mount)])
+    kernel.thaw(others.mount)
+    assert outcome.errors == ["Pre-ScriptExecutionFailed"]
+    assert resumed(lab) == ["resumed success filesystem"]
 
 
 def test_how_a_pre_script_ended_is_not_taken_for_the_post_script(lab: Lab) -> None:

@@ -17,9 +17,10 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vmsnap.freeze.writeback import AT_FDCWD, look_at
-from vmsnap.system.process import ProcessId, started
+from vmsnap.system.proc import ProcessId, ask_each, started
 
 # The calls that write, and which argument is the descriptor that is written to
 # (asm/unistd_64.h of x86, asm-generic/unistd.h of the others).
@@ -74,18 +75,18 @@ class Blocker:
             os.close(process)
 
 
-def blockers(device: int, proc: Path = Path("/proc")) -> list[Blocker]:
+def blockers(device: int) -> list[Blocker]:
     """Those of the filesystem with this st_dev, one of each process."""
-    found: dict[int, Blocker] = {}
-    for name in os.listdir(proc):
-        if name.isdigit() and int(name) != os.getpid():
-            with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended
-                for call in writes_of(proc / name, device):
-                    status = (proc / name).stat()
-                    comm = (proc / name / "comm").read_text(errors="replace").strip()
-                    process = ProcessId(int(name), started(int(name)))
-                    found[int(name)] = Blocker(process, comm, status.st_uid, call)
-    return list(found.values())
+
+    def ask(pid: int) -> list[Any] | None:
+        process = Path(f"/proc/{pid}")
+        for call in writes_of(process, device):
+            name = (process / "comm").read_text(errors="replace").strip()
+            return [started(pid), name, process.stat().st_uid, call]
+        return None
+
+    found = ask_each(ask)
+    return [Blocker(ProcessId(pid, begun), *rest) for pid, (begun, *rest) in found.items()]
 
 
 def writes_of(process: Path, device: int) -> Iterator[str]:

@@ -43,7 +43,8 @@ from vmsnap.freeze.thaw import (
     thaw_for_guard,
 )
 from vmsnap.result import FilesystemResult
-from vmsnap.system.process import ProcessId, in_child, send_once, spawn, started
+from vmsnap.system.proc import ProcessId, started
+from vmsnap.system.process import in_child, send_once, spawn
 from vmsnap.system.waiter import Waiter
 
 F_SETPIPE_SZ = 1031  # linux/fcntl.h

@@ -30,7 +30,7 @@ from vmsnap.freeze.thaw import (
     restore_rcu,
     thaw_for_guard,
 )
-from vmsnap.system.process import ProcessId, has_ended
+from vmsnap.system.proc import ProcessId, has_ended
 
 FROZEN_LIST = "frozen.json"
 UNPUBLISHED = ".frozen.json.new"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnap.freeze.states import ASKED, States
-from vmsnap.system.process import has_ended
+from vmsnap.system.proc import has_ended
 
 FITHAW = 0xC0045878  # linux/fs.h: _IOWR('X', 120, int)
 RCU_EXPEDITED = Path("/sys/kernel/rcu_expedited")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from vmsnap.platforms.agent import Connection
 from vmsnap.system import systemd
-from vmsnap.system.process import descendants, output_of
+from vmsnap.system.proc import descendants
+from vmsnap.system.process import output_of
 
 CHECK = "vmsnap-check.service"
 HOOK_PATIENCE = 60.0  # seconds

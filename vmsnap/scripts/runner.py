@@ -20,11 +20,9 @@ from vmsnap.journal.sender import Event, Journal, Priority
 from vmsnap.scripts.output import Output
 from vmsnap.scripts.pending import Pending
 from vmsnap.scripts.supervisor import Supervisor
+from vmsnap.system.proc import descendants, having_environment, is_alive
 from vmsnap.system.process import (
     ExitStatus,
-    descendants,
-    having_environment,
-    is_alive,
     not_started,
     spawn,
 )

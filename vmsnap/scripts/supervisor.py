@@ -27,16 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from vmsnap.freeze.frozen_list import thaw_after_death
+from vmsnap.system.proc import descendants, has_ended, started_by
 from vmsnap.system.process import (
     PIPE_READS,
     ExitStatus,
     become_subreaper,
-    descendants,
     drain,
     exit_status,
     fork,
-    has_ended,
-    started_by,
 )
 from vmsnap.system.waiter import STOP_SIGNALS, Waiter
 

@@ -11,9 +11,7 @@ import contextlib
 import ctypes
 import errno
 import json
-import math
 import os
-import select
 import signal
 import sys
 import time
@@ -25,7 +23,7 @@ from typing import Any
 from vmsnap.system.waiter import STOP_SIGNALS, Waiter
 
 PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 4, 15, 36  # linux/prctl.h
-DEAD = (b"Z", b"X")  # proc(5), stat: of a zombie, and of what is left for a moment
+
 READ_BYTES = 1 << 16
 PIPE_READS = 4  # more than a pipe holds: the rest is from a child that writes without end
 
@@ -100,73 +98,6 @@ class ExitStatus:
         if self.signal is not None:
             return f"was killed by {signal.Signals(self.signal).name}"
         return f"ended with exit code {self.exit}"
-
-
-@dataclass(frozen=True)
-class ProcessId:
-    """A process that no later one is mistaken for: its pid, and when it was started, in clock ticks
-    since the boot (proc(5), stat)."""
-
-    pid: int
-    started: int
-
-    def open(self) -> int | None:
-        """A pidfd; None if nothing is left of the process."""
-        try:
-            process = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return None
-        if started(self.pid) == self.started:
-            return process
-        os.close(process)
-        return None
-
-
-def started(pid: int) -> int:
-    """When a process was started, as in ProcessId; 0 if there is none."""
-    try:
-        return int(stat(pid)[19])
-    except OSError:
-        return 0
-
-
-def is_alive(pid: int) -> bool:
-    """Zombies are dead."""
-    try:
-        return stat(pid)[0] not in DEAD
-    except OSError:
-        return False
-
-
-def stat(pid: int) -> list[bytes]:
-    """The fields of proc(5), stat, from the state on: the name in parentheses before it may hold
-    anything, also parentheses. Raises OSError."""
-    line = Path("/proc", str(pid), "stat").read_bytes()
-    return line[line.rindex(b")") + 2 :].split()
-
-
-def started_by(dead: int) -> int:
-    """The pid of what a child of ours had started with spawn() before it died, the last of it;
-    dead or alive, it is our child now, if we are a subreaper. 0 if there is none."""
-    found: dict[int, int] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = stat(int(name))
-                parent, group, session = map(int, fields[1:4])
-                # fork() has made the dead one the leader of a session, whose pid is not used
-                # again as long as anything is left of it.
-                if (parent, group, session) == (os.getpid(), int(name), dead):
-                    found[int(fields[19])] = int(name)
-    return found[max(found)] if found else 0
-
-
-def has_ended(process: int, patience: float | None) -> bool:
-    """Wait for the end of all threads of a process, of which this is a pidfd; without limit if
-    `patience` is None."""
-    poll = select.poll()  # select(2) knows no descriptor above 1023
-    poll.register(process, select.POLLIN)
-    return bool(poll.poll(None if patience is None else math.ceil(patience * 1000)))
 
 
 def not_started(error: OSError) -> ExitStatus:
@@ -284,26 +215,6 @@ def drain(fd: int, take: Callable[[bytes], None], reads: int) -> bool:
     return True
 
 
-def descendants(*ancestors: int) -> set[int]:
-    """All living processes below `ancestors`."""
-    if not ancestors:
-        return set()
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                state, parent = stat(int(name))[:2]
-                if state not in DEAD:
-                    children.setdefault(int(parent), []).append(int(name))
-    found: set[int] = set()
-    queue = list(ancestors)
-    while queue:
-        for child in children.get(queue.pop(), ()):
-            found.add(child)
-            queue.append(child)
-    return found
-
-
 def become_subreaper() -> None:
     """Be the parent of all descendants whose parent dies, in init's place (prctl(2))."""
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -313,17 +224,6 @@ def forbid_core_dumps() -> None:
     """Of this process and its forks, until an exec: a dump onto a frozen filesystem would not end,
     and the process with it. RLIMIT_CORE would do the same to the programs that are run."""
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def having_environment(wanted: Collection[bytes]) -> set[int]:
-    """All living processes that were started with all of these, as in b"NAME=value"."""
-    found: set[int] = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                if set(wanted) <= set(Path("/proc", name, "environ").read_bytes().split(b"\0")):
-                    found.add(int(name))
-    return found
 
 
 KEEP_PATIENCE = 10.0  # seconds for the result to be written
