@@ -2,37 +2,26 @@
 """Opening the filesystems of a plan so that they are certainly those, and stay them.
 
 While the descriptor is open, umount fails instead of hiding a frozen superblock. What only another
-mount namespace has is opened in a child: the path there is not ours and may lead anywhere, also to
-a server that never answers, and so the engine itself looks at none of it.
+mount namespace has is opened in a child (ways.py): the path there is not ours and may lead
+anywhere, so the engine itself looks at none of it.
 
 Runs in: engine, caller (`vmsnap check`). While frozen: no file, no journal, no import.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
-import stat
-import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from vmsnap.errors import Kind, Problem, Severity, VmsnapError
+from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.freeze.blockers import Blocker
 from vmsnap.freeze.plan import Entry, Plan
+from vmsnap.freeze.ways import MountOpenError, open_filesystem, open_ways
 from vmsnap.result import FilesystemResult
 from vmsnap.system.files import mount_id
-from vmsnap.system.process import fork
-
-if TYPE_CHECKING:
-    from socket import socket
-
-OPEN_PATIENCE = 2.0  # seconds for all that is opened in a child
-MESSAGE_BYTES = 4096
 
 
 @dataclass
@@ -84,10 +73,6 @@ class Filesystem:
                 yield at, name
 
 
-class MountOpenError(VmsnapError):
-    """A filesystem of the plan could not be opened, or is no longer what was planned."""
-
-
 def open_plan(plan: Plan, run_dir: Path) -> tuple[list[Filesystem], list[Problem]]:
     """Open every filesystem that the plan acts on. The caller closes what it gets.
 
@@ -136,98 +121,21 @@ def descriptor(entry: Entry, elsewhere: Mapping[str, int | str]) -> int:
     answer = elsewhere.get(entry.device)
     if isinstance(answer, str):
         raise MountOpenError(answer)
-    return open_filesystem(entry) if answer is None else answer
+    return open_filesystem(entry.mounts) if answer is None else answer
 
 
 def open_elsewhere(entries: Sequence[Entry]) -> dict[str, int | str]:
-    """Open what other mount namespaces have. Return for each device a descriptor, or why there is
-    none. A child that hangs is left to itself."""
+    """Open what other mount namespaces have, bounded. Return for each device a descriptor, or why
+    there is none."""
     if not entries:
         return {}
-    from socket import AF_UNIX, SOCK_SEQPACKET, recv_fds, socketpair  # late: seldom needed
-
-    opened: dict[str, int | str] = {
-        entry.device: f"it could not be opened within {OPEN_PATIENCE:g} s" for entry in entries
-    }
-    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
-    with ours:
-        deadline = time.monotonic() + OPEN_PATIENCE
-        with theirs:
-            try:
-                child = fork(
-                    lambda: send_descriptors(theirs, entries, deadline),
-                    "vmsnap-open",
-                    {2, theirs.fileno()},
-                )
-            except OSError as e:
-                return dict.fromkeys(opened, f"cannot start a process for it: {e.strerror}")
-        poll = select.poll()  # select(2) knows no descriptor above 1023
-        poll.register(ours, select.POLLIN)
-        while (left := deadline - time.monotonic()) > 0 and poll.poll(left * 1000):
-            message, descriptors, *_ = recv_fds(ours, MESSAGE_BYTES, 1)
-            if not message:
-                break
-            device, _, reason = os.fsdecode(message).partition(" ")
-            opened[device] = reason
-            for fd in descriptors:
-                os.set_inheritable(fd, False)
-                opened[device] = fd
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(child, os.WNOHANG)
-    return opened
-
-
-def send_descriptors(to: socket, entries: Sequence[Entry], deadline: float) -> None:
-    """Open each in a thread of its own, so that none waits for another's server."""
-    from socket import send_fds
-
-    def send(entry: Entry) -> None:
-        with contextlib.suppress(OSError):  # nobody waits any more
-            try:
-                fd = open_filesystem(entry)
-            except MountOpenError as e:
-                to.send(os.fsencode(f"{entry.device} {e}"))
-            else:
-                send_fds(to, [os.fsencode(f"{entry.device} no descriptor is free")], [fd])
-
-    threads = []
-    for entry in entries:
-        thread = threading.Thread(target=send, args=(entry,))
-        with contextlib.suppress(RuntimeError):  # no more of them: this one cannot be opened
-            thread.start()
-            threads.append(thread)
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-
-
-def open_filesystem(entry: Entry) -> int:
-    """Open one superblock through any of its mounts and make sure that it is the one planned."""
-    reason = "it has no mount point that can be reached"
-    for mount in entry.mounts:
-        if not mount.reachable:
-            continue
-        try:
-            pinned = os.open(mount.path, os.O_PATH | os.O_NOFOLLOW)
-        except OSError as e:
-            reason = e.strerror or str(e)
-            continue
-        try:
-            # The mount id first: the kernel has it without asking what else may be mounted there.
-            if mount_id(pinned) != mount.id:
-                reason = "something else is mounted there now"
-                continue
-            status = os.fstat(pinned)
-            if not same_device(status, mount.device):
-                reason = "something else is mounted there now"
-            elif not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
-                reason = "it is mounted on a special file"
-            else:
-                return os.open(f"/proc/self/fd/{pinned}", os.O_RDONLY | os.O_NONBLOCK)
-        except OSError as e:
-            reason = e.strerror or str(e)
-        finally:
-            os.close(pinned)
-    raise MountOpenError(reason)
+    ways = [(n, partial(open_filesystem, entry.mounts)) for n, entry in enumerate(entries)]
+    try:
+        batches = [*open_ways(ways)]
+    except OSError as e:
+        reason = f"cannot start a process for it: {e.strerror}"
+        return {entry.device: reason for entry in entries}
+    return {entries[n].device: answer for batch in batches for n, answer in batch.items()}
 
 
 def mount_of(path: Path) -> int:
@@ -237,10 +145,3 @@ def mount_of(path: Path) -> int:
         return mount_id(fd)
     finally:
         os.close(fd)
-
-
-def same_device(status: os.stat_result, device: str) -> bool:
-    """btrfs gives subvolumes device numbers that no mount table shows; the mount id decides."""
-    return (
-        device.startswith("0:") or device == f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    )

@@ -34,6 +34,7 @@ from vmsnap.freeze.failures import (
 from vmsnap.freeze.filesystem import Filesystem, open_plan
 from vmsnap.freeze.frozen_list import FROZEN_LIST
 from vmsnap.freeze.plan import Plan
+from vmsnap.freeze.reopen import Item
 from vmsnap.freeze.states import NOT_FROZEN, States
 from vmsnap.freeze.thaw import (
     STEP_PATIENCE,
@@ -132,7 +133,8 @@ class Freezer:
 
     def _publish_list(self, guard: ProcessId) -> list[Problem]:
         items = [
-            frozen_list.Item(f.entry.mount, os.fstat(f.fd).st_dev, f.step) for f in self.filesystems
+            Item(f.entry.mount, os.fstat(f.fd).st_dev, f.step, f.entry.device)
+            for f in self.filesystems
         ]
         try:
             frozen_list.publish(self._list, self._run, self._session, guard, items)
@@ -288,7 +290,7 @@ class Freezer:
         keep = {self._list, self._process, self._lock, *(suspect.fd for suspect in suspects)}
 
         def thaw(pipe: int) -> None:
-            thaws = thaw_for_guard(self._process, states, suspects)
+            thaws = thaw_for_guard(self._process, states, [suspects])
             send_once(pipe, next(thaws))
             collections.deque(thaws, maxlen=0)
 
@@ -297,7 +299,7 @@ class Freezer:
             received = in_child(thaw, "vmsnap-thaw", keep, self._waiter, self._patience())
             results = {} if received is None else json.loads(received or "null")
         if results is None:  # there was no child, or it was killed
-            results = next(thaw_for_guard(self._process, states, suspects))
+            results = next(thaw_for_guard(self._process, states, [suspects]))
         for index, error in results.items():
             if error not in (errno.EINPROGRESS, errno.ETIMEDOUT):
                 self.filesystems[int(index)].thaw_error = error

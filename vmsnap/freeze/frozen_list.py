@@ -21,6 +21,7 @@ from typing import Any
 
 from vmsnap.errors import VmsnapError
 from vmsnap.freeze.blockers import Blocker, blockers
+from vmsnap.freeze.reopen import Item, open_again
 from vmsnap.freeze.states import ASKED, NOT_FROZEN, States
 from vmsnap.freeze.thaw import (
     STEP_PATIENCE,
@@ -39,13 +40,6 @@ IN_PROGRESS = "still inside a freeze; it is thawed as soon as that ends"
 
 class FrozenListError(VmsnapError):
     """There is a list of what may be frozen, but it cannot be read."""
-
-
-@dataclass(frozen=True)
-class Item:
-    mount: str
-    st_dev: int
-    step: int
 
 
 @dataclass(frozen=True)
@@ -119,10 +113,7 @@ def opened(run_dir: Path) -> Iterator[FrozenList]:
 def parse(fd: int, path: Path) -> FrozenList:
     try:
         document: dict[str, Any] = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
-        items = [Item(x["mount"], x["st_dev"], int(x["step"])) for x in document["filesystems"]]
-        for item in items:
-            if not (isinstance(item.mount, str) and isinstance(item.st_dev, int)):
-                raise TypeError(f"found {item!r}")
+        items = [item_of(listed) for listed in document["filesystems"]]
         return FrozenList(
             str(document.get("session", "")),
             str(document.get("invocation", "")),
@@ -135,6 +126,14 @@ def parse(fd: int, path: Path) -> FrozenList:
             f"{path}: found no list of frozen filesystems that can be read ({e}); thaw each mount "
             "point with `fsfreeze --unfreeze`, then remove the file"
         ) from None
+
+
+def item_of(listed: dict[str, Any]) -> Item:
+    """Raises KeyError and TypeError."""
+    item = Item(listed["mount"], listed["st_dev"], int(listed["step"]), listed.get("device", ""))
+    if not (isinstance(item.mount, str) and isinstance(item.st_dev, int)):
+        raise TypeError(f"found {item!r}")
+    return item
 
 
 def unanswered(run_dir: Path) -> dict[str, list[Blocker]]:
@@ -165,12 +164,28 @@ def thaw_listed(
         if session not in ("", listed.session):
             yield True
             return
-        suspects, missing = open_items(listed, report, stack)
+        suspects: list[Suspect] = []
+        unreached: dict[int, str] = {}
+
+        def batches() -> Iterator[list[Suspect]]:
+            wanted = {index: listed.items[index] for index in listed.states.maybe_frozen()}
+            for opened in open_again(wanted, unreached):
+                batch = [Suspect(i, wanted[i].step, fd) for i, fd in opened.items()]
+                for suspect in batch:
+                    stack.callback(os.close, suspect.fd)
+                suspects.extend(batch)
+                yield batch
+
         guard = listed.guard.open()
         if guard is not None:
             stack.callback(os.close, guard)
         reported: dict[int, int] = {}
-        for results in thaw_for_guard(guard, listed.states, suspects):
+        missing = False
+        for results in thaw_for_guard(guard, listed.states, batches()):
+            while unreached:
+                index, reason = unreached.popitem()
+                missing = True
+                report(f"{listed.items[index].mount}: cannot be reached: {reason}")
             for index, error in results.items():
                 if reported.get(index) != error:
                     mount = listed.items[index].mount
@@ -187,28 +202,6 @@ def thaw_listed(
             if good and remove:
                 (run_dir / FROZEN_LIST).unlink(missing_ok=True)
             yield good
-
-
-def open_items(
-    listed: FrozenList, report: Callable[[str], None], stack: contextlib.ExitStack
-) -> tuple[list[Suspect], bool]:
-    """Open what may be frozen. Return that, and whether anything is missing."""
-    suspects, missing = [], False
-    for index in listed.states.maybe_frozen():
-        item = listed.items[index]
-        try:
-            fd = os.open(item.mount, os.O_RDONLY | os.O_NONBLOCK)
-        except OSError as e:
-            report(f"{item.mount}: {e.strerror}")
-            missing = True
-            continue
-        stack.callback(os.close, fd)
-        if os.fstat(fd).st_dev == item.st_dev:
-            suspects.append(Suspect(index, item.step, fd))
-        else:
-            report(f"{item.mount}: something else is mounted there now; left alone")
-            missing = True
-    return suspects, missing
 
 
 def meaning(error: int) -> str:

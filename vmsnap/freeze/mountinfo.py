@@ -174,6 +174,25 @@ def every_mount(
     return mounts
 
 
+def ways_to(devices: Collection[str], proc: Path = Path("/proc")) -> list[Mount]:
+    """The mounts of some superblocks in every mount namespace, ours first and foreign ones last;
+    of each not more than WAYS in one namespace."""
+    views = sorted(other_namespaces(proc), key=lambda view: view.foreign)
+    tables: list[tuple[int | None, bool]] = [(None, False), *((v.pid, v.foreign) for v in views)]
+    found = []
+    end = time.monotonic() + ALL_SECONDS
+    for pid, foreign in tables:
+        ways: Counter[str] = Counter()
+        check = until(min(end, time.monotonic() + TABLE_SECONDS), lambda: None)
+        with contextlib.suppress(OSError):  # the process has ended, or too many mounts
+            table = read(proc / str(pid or "self") / "mountinfo", check)
+            for mount in parse(table, pid, foreign=foreign):
+                if mount.device in devices and mount.reachable and ways[mount.device] < WAYS:
+                    ways[mount.device] += 1
+                    found.append(mount)
+    return found
+
+
 @dataclass(frozen=True)
 class View:
     """A process that sees a mount namespace, which is named by its link in /proc/PID/ns."""

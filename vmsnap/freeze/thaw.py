@@ -36,10 +36,11 @@ class Suspect:
 
 
 def thaw_for_guard(
-    guard: int | None, states: States, suspects: Sequence[Suspect]
+    guard: int | None, states: States, batches: Iterable[Sequence[Suspect]]
 ) -> Iterator[dict[int, int]]:
     """Thaw in the guard's place: the one way of all who have to. `guard` is its pidfd, None if
-    nothing is left of it. Yield the errno of each filesystem, by its index.
+    nothing is left of it. What comes in one batch is thawed before the next is asked for. Yield the
+    errno of each filesystem, by its index.
 
     As long as anything is left of the guard, even if it was killed, a FIFREEZE without an answer
     may yet succeed, and until then FITHAW says EINVAL (fs/super.c, freeze_super). So wait for the
@@ -50,7 +51,11 @@ def thaw_for_guard(
     """
     left = guard is not None and not has_ended(guard, 0.0)
     before = states.read()
-    calls = thaw_all(suspects)
+    suspects: list[Suspect] = []
+    calls: dict[int, Call] = {}
+    for batch in batches:
+        suspects += batch
+        calls.update(thaw_all(batch))
     for patience in (STEP_PATIENCE, None):
         if patience is None:
             for call in calls.values():

@@ -26,6 +26,7 @@ from vmsnap import progress
 from vmsnap.config import checks
 from vmsnap.consistency import Level
 from vmsnap.errors import Kind, Problem
+from vmsnap.freeze import reopen
 from vmsnap.freeze.frozen_list import (
     FROZEN_LIST,
     IN_PROGRESS,
@@ -173,7 +174,8 @@ def thaw_in_child(
             send_once(pipe, [next(thaws), messages])
             collections.deque(thaws, maxlen=0)
 
-    received = in_child(thaw, "vmsnap-thaw", (), waiter, STEP_PATIENCE * (2 + steps))
+    patience = reopen.PATIENCE + STEP_PATIENCE * (2 + steps)
+    received = in_child(thaw, "vmsnap-thaw", (), waiter, patience)
     if received is None:
         stuck = f"a filesystem is {IN_PROGRESS}"
         if report:

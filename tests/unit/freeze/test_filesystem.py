@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from vmsnap.errors import Kind
-from vmsnap.freeze.filesystem import MountOpenError, open_filesystem, open_plan
+from vmsnap.freeze.filesystem import open_plan
 from vmsnap.freeze.mountinfo import Mount, every_mount
 from vmsnap.freeze.plan import Action, Entry, Plan
+from vmsnap.freeze.ways import MountOpenError, open_filesystem
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def opened(plan: Plan, run: Path) -> Iterator[list[tuple[Kind, str]]]:
 
 
 def test_a_mount_that_is_what_was_planned_is_opened(proc: Mount) -> None:
-    fd = open_filesystem(entry(proc))
+    fd = open_filesystem([proc])
     assert os.fstat(fd).st_dev == Path("/proc").stat().st_dev
     os.close(fd)
 
@@ -44,7 +45,7 @@ def test_a_mount_that_is_what_was_planned_is_opened(proc: Mount) -> None:
 def test_another_mount_of_the_same_superblock_is_tried(proc: Mount) -> None:
     gone = replace(proc, point="/no/such/mount")
     deleted = replace(proc, point="/proc//deleted")
-    os.close(open_filesystem(entry(gone, deleted, proc)))
+    os.close(open_filesystem([gone, deleted, proc]))
 
 
 @pytest.mark.parametrize("change", [{"id": 999_999_999}, {"device": "900:1"}, {"point": "/sys"}])
@@ -53,17 +54,17 @@ def test_a_mount_that_is_no_longer_what_was_planned_is_refused(
 ) -> None:
     changed = replace(proc, **change)  # type: ignore[arg-type]
     with pytest.raises(MountOpenError, match="something else is mounted"):
-        open_filesystem(entry(changed))
+        open_filesystem([changed])
 
 
 def test_a_mount_point_that_is_gone_is_refused_with_the_systems_reason(proc: Mount) -> None:
     with pytest.raises(MountOpenError, match="No such file"):
-        open_filesystem(entry(replace(proc, point="/no/such/mount")))
+        open_filesystem([replace(proc, point="/no/such/mount")])
 
 
 def test_a_mount_that_nobody_can_reach_is_refused(proc: Mount) -> None:
     with pytest.raises(MountOpenError, match="reached"):
-        open_filesystem(entry(replace(proc, point="/proc//deleted")))
+        open_filesystem([replace(proc, point="/proc//deleted")])
 
 
 def test_one_failure_names_its_mount_and_the_others_are_still_opened(
