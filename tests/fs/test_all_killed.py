@@ -102,11 +102,8 @@ def test_force_leaves_alone_what_is_mounted_there_now(lab: Lab) -> None:
     second = lab.filesystem()
     lab.helper(f"fsfreeze -f {second.mount}").wait()
     lab.mount("--bind", second.mount, first.mount)
-    forced = lab.vmsnap("thaw", "--force")
-    assert forced.code == 1
-    assert second.is_frozen
-    lab.helper(f"fsfreeze -u {second.mount}").wait()
-    lab.umount(first.mount)
-    assert first.is_frozen
     assert lab.vmsnap("thaw", "--force").code == 0
-    assert lab.frozen == []
+    assert second.is_frozen
+    lab.umount(first.mount)
+    assert not first.is_frozen
+    lab.helper(f"fsfreeze -u {second.mount}").wait()

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from . import fuse
+from . import fuse, kernel
 from .faults import kill_all, kill_both
-from .lab import Filesystem, Lab
+from .lab import Filesystem, Lab, call
 from .running import Session
 from .test_thaw_alone import NO_CHILD, python
 
@@ -85,6 +85,7 @@ def test_supervisors_thaw_the_others_as_well(lab: Lab) -> None:
 def test_without_processes_what_may_hang_comes_last(lab: Lab) -> None:
     dead, others = below(lab), [lab.filesystem(), lab.filesystem("xfs")]
     leave_frozen(lab)
+    forget_all_but_paths(lab)
     with never_answering(dead) as server:
         argv = [*python(NO_CHILD), "thaw", *lab.places(), "--force"]
         forced = Session(lab.directory, argv, lab.environment())
@@ -109,3 +110,88 @@ def test_what_is_mounted_elsewhere_too_is_thawed_there(lab: Lab, fstype: str) ->
     assert lab.vmsnap("thaw", "--force").code == 0
     lab.mount("--bind", lab.directory / "elsewhere", filesystem.mount)
     assert lab.frozen == []
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "xfs", "btrfs"])
+def test_what_was_unmounted_while_frozen_is_thawed(lab: Lab, fstype: str) -> None:
+    """Engine and guard hold it open, so that only umount --lazy can; but not when they are dead."""
+    lazily, later = lab.filesystem(fstype), lab.filesystem(fstype)
+    session = lab.hold()
+    lab.writer(lazily)
+    lab.events.wait("writing-fs0")
+    call("umount", "--lazy", lazily.mount)
+    kill_all(session)
+    lab.release()
+    lab.umount(later.mount)
+    forced = lab.vmsnap("thaw", "--force")
+    assert forced.code == 0, forced.out
+    assert [m for m in lab.mounts if f"{m}: thawed" in forced.out.decode()] == lab.mounts
+    lab.events.wait("wrote-fs0")
+    lab.wait_for_rest()
+    mount_again(lab, *lab.filesystems)
+    assert lab.frozen == []
+    assert (lazily.mount / "written-by-test").read_text() == "x\n"
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "xfs", "btrfs"])
+def test_supervisors_thaw_what_was_unmounted(lab: Lab, fstype: str) -> None:
+    filesystem = lab.filesystem(fstype)
+    session = lab.hold()
+    lab.writer(filesystem)
+    lab.events.wait("writing-fs0")
+    call("umount", "--lazy", filesystem.mount)
+    kill_both(session)
+    lab.events.wait("wrote-fs0")
+    lab.wait_for_rest()
+    mount_again(lab, filesystem)
+    assert lab.frozen == []
+
+
+def test_a_subvolume_that_was_unmounted_is_thawed(lab: Lab) -> None:
+    filesystem = lab.filesystem("btrfs")
+    call("btrfs", "subvolume", "create", filesystem.mount / "sub")
+    lab.umount(filesystem.mount)
+    lab.mount("-o", "loop,subvol=sub", filesystem.image, filesystem.mount)
+    leave_frozen(lab)
+    lab.umount(filesystem.mount)
+    assert lab.vmsnap("thaw", "--force").code == 0
+    mount_again(lab, filesystem)
+    assert lab.frozen == []
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "xfs", "btrfs"])
+def test_what_lies_behind_a_server_that_never_answers_is_thawed(lab: Lab, fstype: str) -> None:
+    dead, other = below(lab, fstype), lab.filesystem()
+    leave_frozen(lab)
+    with never_answering(dead) as server:
+        forced = lab.vmsnap("thaw", "--force")
+        assert forced.code == 0, forced.out
+        assert not other.is_frozen
+        server.stop()
+        lab.wait_for_rest()
+    assert lab.frozen == []
+
+
+def test_what_somebody_has_thawed_and_unmounted_is_not_mounted(lab: Lab) -> None:
+    """That would write to a disk that may be another machine's by now."""
+    filesystem = lab.filesystem()
+    lab.umount(filesystem.mount)
+    device = call("losetup", "--find", "--show", filesystem.image).strip()
+    lab.undo.callback(call, "losetup", "--detach", device)
+    lab.mount(device, filesystem.mount)
+    leave_frozen(lab)
+    kernel.thaw(filesystem.mount)
+    lab.umount(filesystem.mount)
+    before = filesystem.image.read_bytes()
+    forced = lab.vmsnap("thaw", "--force")
+    assert filesystem.image.read_bytes() == before
+    assert forced.code == 1
+    assert "nothing has mounted its device" in forced.out.decode()
+    lab.mount(device, filesystem.mount)
+    assert lab.vmsnap("thaw", "--force").code == 0
+
+
+def mount_again(lab: Lab, *filesystems: Filesystem) -> None:
+    """Of those that were unmounted, the last descriptor may be closed a moment later."""
+    for filesystem in filesystems:
+        lab.mount("-o", "loop", filesystem.image, filesystem.mount)

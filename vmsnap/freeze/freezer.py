@@ -34,7 +34,7 @@ from vmsnap.freeze.failures import (
 from vmsnap.freeze.filesystem import Filesystem, open_plan
 from vmsnap.freeze.frozen_list import FROZEN_LIST
 from vmsnap.freeze.plan import Plan
-from vmsnap.freeze.reopen import Item
+from vmsnap.freeze.reopen import Item, identify
 from vmsnap.freeze.states import NOT_FROZEN, States
 from vmsnap.freeze.thaw import (
     STEP_PATIENCE,
@@ -81,6 +81,7 @@ class Freezer:
         self._timeout, self._hold, self._waiter = timeout, hold, waiter
         self._kill_blockers = kill_blockers
         self._by_fd: dict[int, Filesystem] = {}
+        self._items: list[Item] = []  # as they are listed
         self._received: set[str] = set()
         self._buffer = b""
         self._guard: ProcessId | None = None
@@ -101,6 +102,7 @@ class Freezer:
         """Start the guard. It shares the session's lock. Raises OSError."""
         self._lock = lock
         self._list = frozen_list.create(self._run)
+        self._items = [identify(f.entry, f.fd) for f in self.filesystems]
         self._states = States(self._list, len(self.filesystems))
         guard_in, self._commands = os.pipe()
         self._answers, guard_out = os.pipe()
@@ -132,12 +134,8 @@ class Freezer:
         return list(guard_failures("", self.lost, self._hold))
 
     def _publish_list(self, guard: ProcessId) -> list[Problem]:
-        items = [
-            Item(f.entry.mount, os.fstat(f.fd).st_dev, f.step, f.entry.device)
-            for f in self.filesystems
-        ]
         try:
-            frozen_list.publish(self._list, self._run, self._session, guard, items)
+            frozen_list.publish(self._list, self._run, self._session, guard, self._items)
         except OSError as e:
             message = f"cannot write the list of what may be frozen into {self._run}: {e.strerror}"
             return [Problem(Kind.FREEZE_FAILED, message, "freeze", path=str(self._run))]

@@ -130,7 +130,15 @@ def parse(fd: int, path: Path) -> FrozenList:
 
 def item_of(listed: dict[str, Any]) -> Item:
     """Raises KeyError and TypeError."""
-    item = Item(listed["mount"], listed["st_dev"], int(listed["step"]), listed.get("device", ""))
+    item = Item(
+        listed["mount"],
+        listed["st_dev"],
+        int(listed["step"]),
+        str(listed.get("device", "")),
+        str(listed.get("fstype", "")),
+        tuple(map(str, listed.get("disks", ()))),
+        str(listed.get("subvolume", "")),
+    )
     if not (isinstance(item.mount, str) and isinstance(item.st_dev, int)):
         raise TypeError(f"found {item!r}")
     return item

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opening again what may be frozen, when those that had it open are gone: by the path at which it
-was frozen, and what cannot be reached there by any mount of it in any namespace.
+was frozen; what cannot be reached there, by any mount of it in any namespace; and what is mounted
+nowhere any more, by mounting it again.
 
 None waits for another's lookup. Where there can be no child to look things up, the caller does it.
 
@@ -18,7 +19,8 @@ from functools import partial
 from pathlib import Path, PurePath
 
 from vmsnap.freeze.mountinfo import ALL_SECONDS, parse, read, ways_to
-from vmsnap.freeze.plan import REMOTE
+from vmsnap.freeze.new_mount import mount_again
+from vmsnap.freeze.plan import REMOTE, Entry, block_devices
 from vmsnap.freeze.ways import (
     OPEN_PATIENCE,
     SOMETHING_ELSE,
@@ -29,26 +31,47 @@ from vmsnap.freeze.ways import (
     open_ways,
     reason_of,
 )
+from vmsnap.system.files import mount_id
 
-PATIENCE = 2 * OPEN_PATIENCE + ALL_SECONDS  # seconds that it takes at most
+PATIENCE = 3 * OPEN_PATIENCE + ALL_SECONDS  # seconds that it takes at most
 
 
 @dataclass(frozen=True)
 class Item:
-    """What identifies a filesystem: the path and device number with which it was opened, and its
-    MAJOR:MINOR in the mount tables. A list of an older version has no more than the first two."""
+    """What identifies a filesystem: its path, the device number of what was opened, which btrfs has
+    for each `subvolume`, its MAJOR:MINOR in the mount tables, and those of the disks it lies on. A
+    list of an older version has no more than the first two, and the step."""
 
     mount: str
     st_dev: int
     step: int
     device: str = ""
+    fstype: str = ""
+    disks: tuple[str, ...] = ()
+    subvolume: str = ""
+
+
+def identify(entry: Entry, fd: int) -> Item:
+    """`fd` is open on any of the mounts."""
+    opened = mount_id(fd)
+    mount = next((m for m in entry.mounts if m.id == opened), entry.mounts[0])
+    options = dict(option.partition("=")[::2] for option in mount.options.split(","))
+    return Item(
+        entry.mount,
+        os.fstat(fd).st_dev,
+        entry.step or 0,
+        entry.device,
+        mount.fstype,
+        tuple(block_devices(mount, Path("/sys"))),
+        options.get("subvolid", ""),
+    )
 
 
 def open_again(items: Mapping[int, Item], unreached: dict[int, str]) -> Iterator[dict[int, int]]:
     """Yield descriptors by the number of the item, as soon as there are any. In the end `unreached`
     says why there is none of the others."""
     reasons: dict[int, list[str]] = {number: [] for number in items}
-    for find in (by_path, by_mount_tables):
+    for find in (by_path, by_mount_tables, by_new_mount):
         ways = list(find({number: items[number] for number in reasons}))
         for answers in try_ways(ways) if ways else ():
             opened = {n: answer for n, answer in answers.items() if isinstance(answer, int)}
@@ -112,6 +135,12 @@ def by_mount_tables(items: Mapping[int, Item]) -> Iterator[tuple[int, Way]]:
         for number, item in items.items():
             if mount.device == item.device and mount.path != item.mount:
                 yield number, partial(open_mount, mount)
+
+
+def by_new_mount(items: Mapping[int, Item]) -> Iterator[tuple[int, Way]]:
+    for number, item in items.items():
+        if item.disks:
+            yield number, partial(mount_again, item.disks, item.fstype, item.subvolume, item.st_dev)
 
 
 def servers() -> set[str]:
