@@ -45,7 +45,7 @@ AT_MOST = {
     Kind.HOLD_EXPIRED: Level.CRASH,
     Kind.THAWED_EARLY: Level.CRASH,
     Kind.NOT_FROZEN: Level.CRASH,
-    Kind.BECAME_READ_ONLY: Level.APPLICATION,  # after the snapshot
+    Kind.BECAME_READ_ONLY: Level.CRASH,
     Kind.GUARD_LOST: Level.CRASH,
     Kind.ENGINE_LOST: Level.NONE,
     Kind.SNAPSHOT_FAILED: Level.NONE,

@@ -91,9 +91,11 @@ class Kind(Enum):
     BECAME_READ_ONLY = (
         "BecameReadOnly",
         133,
-        "A filesystem has been read-only since its thaw; the snapshot is not affected",
-        "The kernel has forced it, see `dmesg`: a process was killed while it thawed a btrfs, or "
-        "the disk fails. Stop what writes to it, unmount it, check it and mount it again",
+        "A filesystem was mounted to be written to, and has become read-only",
+        "The kernel has forced it, see `dmesg`: the filesystem or its disk has failed, or a "
+        "process was killed while it thawed a btrfs. What was to be written may be lost. Stop what "
+        "writes to it, unmount it, check it and mount it again, or leave it out with [freeze] "
+        "exclude=",
         "0eca0b2f0ee74f3fa24c5f882f45afac",
     )
     SNAPSHOT_FAILED = (
@@ -281,6 +283,11 @@ class Problem:
     subject: str = ""
     path: str = ""
     severity: Severity = Severity.ERROR
+
+    @property
+    def came_too_late(self) -> bool:
+        """To affect the snapshot, which was taken by then."""
+        return self.kind is Kind.BECAME_READ_ONLY and self.phase == "thaw"
 
     def to_json(self) -> dict[str, object]:
         return {

@@ -38,9 +38,9 @@ TABLE = {
     "ThawedEarly": "crash",
     "GuardLost": "crash",
     "ThawFailed": "crash",
-    # what happened to filesystems meanwhile: one was not frozen, or does harm only afterwards
+    # a filesystem was not frozen: it came later, or could not be
     "NotFrozen": "crash",
-    "BecameReadOnly": "application",
+    "BecameReadOnly": "crash",
     # no snapshot
     "EngineLost": "none",
     "SnapshotFailed": "none",

@@ -100,9 +100,10 @@ def line(
     root: str = "/",
     number: int = 100,
     optional: str = "",
+    flags: str = "rw,relatime",
 ) -> str:
     """One line of a mount table, as proc(5) describes it."""
-    left = f"{number} 1 {device} {escape(root)} {escape(point)} rw,relatime {optional}"
+    left = f"{number} 1 {device} {escape(root)} {escape(point)} {flags} {optional}"
     return f"{left}- {fstype} {escape(source)} {options}\n"
 
 
@@ -141,10 +142,12 @@ class Machine:
         options: str = "rw",
         root: str = "/",
         pid: str = "self",
+        flags: str = "rw,relatime",
     ) -> None:
+        """`options` are the superblock's, `flags` those of this mount."""
         self.mounts += 1
         with open(self.proc / pid / "mountinfo", "ab") as file:
-            text = line(point, device, fstype, source, options, root, self.mounts)
+            text = line(point, device, fstype, source, options, root, self.mounts, "", flags)
             file.write(text.encode("utf-8", "surrogateescape"))
 
     def block(self, device: str, name: str, below: Path | None = None) -> Path:

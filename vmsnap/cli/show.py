@@ -115,14 +115,14 @@ def check_command(arguments: argparse.Namespace) -> int:
 
 def inspect_filesystems(found: Inspection, plan: Plan, run_dir: Path) -> None:
     """Check that everything in the plan could be frozen, by opening it and closing it again."""
-    from vmsnap.freeze.failures import unused_excludes
+    from vmsnap.freeze.failures import left_out, unused_excludes
     from vmsnap.freeze.filesystem import open_plan
 
     pinned, failures = open_plan(plan, run_dir)
     for filesystem in pinned:
         os.close(filesystem.fd)
     found.problems += unused_excludes(plan)
-    found.problems += (replace(failure, phase="check") for failure in failures)
+    found.problems += (replace(p, phase="check") for p in (*left_out(plan), *failures))
 
 
 def inspect_remains(found: Inspection, run_dir: Path) -> None:

@@ -29,6 +29,17 @@ def unused_excludes(plan: Plan) -> Iterator[Problem]:
         yield Problem(Kind.FREEZE_FAILED, message, path=pattern, severity=Severity.WARNING)
 
 
+def left_out(plan: Plan) -> Iterator[Problem]:
+    """What is not frozen though it was mounted to be written to: the kernel has stopped that."""
+    for entry in plan.entries:
+        if entry.became_read_only:
+            mount = entry.mounts[0]
+            found = f"{mount.fstype} with {mount.options}"
+            message = f"{entry.mount}: found {found}, expected it to be writable; it is left out"
+            severity = Severity.WARNING if entry.foreign else Severity.ERROR
+            yield Problem(Kind.BECAME_READ_ONLY, message, "freeze", entry.mount, severity=severity)
+
+
 def freeze_failures(
     filesystems: Iterable[Filesystem], cause: str, timeout: float
 ) -> Iterator[Problem]:

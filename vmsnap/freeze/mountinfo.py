@@ -48,6 +48,7 @@ class Mount:
     options: str  # of the superblock, not of this mount
     pid: int | None = None  # a process that sees it, if it is not in our mount namespace
     foreign: bool = False  # that namespace is owned by another user namespace than ours
+    writable: bool = True  # as it was mounted, whatever the superblock is
 
     @property
     def path(self) -> str:
@@ -56,7 +57,12 @@ class Mount:
 
     @property
     def read_only(self) -> bool:
-        return "ro" in self.options.split(",")
+        return self.failed or "ro" in self.options.split(",")
+
+    @property
+    def failed(self) -> bool:
+        """ext4 says so (fs/ext4/super.c, _ext4_show_options; Linux 6.15), and stays rw."""
+        return not {"emergency_ro", "shutdown"}.isdisjoint(self.options.split(","))
 
     @property
     def reachable(self) -> bool:
@@ -84,7 +90,7 @@ def parse(
         if not dash:
             continue
         # The optional fields between the sixth and the dash are not used.
-        mount_id, _parent, device, root, point, *_ = left.split(" ")
+        mount_id, _parent, device, root, point, flags, *_ = left.split(" ")
         fstype, source, options = (right.split(" ") + ["", ""])[:3]
         if device in unless or (foreign and not maybe_on_disk(device, fstype)):
             continue
@@ -98,6 +104,7 @@ def parse(
             unescape(options),
             pid,
             foreign,
+            "ro" not in flags.split(","),
         )
 
 

@@ -29,6 +29,9 @@ SYNC_ONLY = {
     *("vfat", "msdos", "exfat", "ntfs3", "ntfs", "hfs", "hfsplus", "udf", "minix", "ufs", "affs"),
     *("sysv", "v7", "omfs", "hpfs", "adfs", "bfs", "qnx4"),
 }
+# Mounted read-write, their superblocks are read-only all the same.
+NEVER_WRITTEN = {"iso9660", "squashfs", "erofs", "cramfs", "romfs", "efs", "qnx6", "befs"}
+BECAME_READ_ONLY = "read-only, though it was mounted to be written to: it has failed"
 NO_DISK = ("loop", "ram", "zram", "sr", "fd", "dm-", "md", "bcache", "drbd", "mtdblock")
 
 
@@ -59,6 +62,10 @@ class Entry:
     def foreign(self) -> bool:
         """Whether nothing but namespaces of foreign user namespaces has it mounted."""
         return all(mount.foreign for mount in self.mounts)
+
+    @property
+    def became_read_only(self) -> bool:
+        return self.reason == BECAME_READ_ONLY
 
     @property
     def virtual(self) -> bool:
@@ -105,12 +112,14 @@ def make_plan(
     notes: list[str] = []
     for mount in every_mount(proc, notes.append, pulse):
         superblocks.setdefault(mount.device, []).append(mount)
+    failed = {device for device, mounts in superblocks.items() if has_become_read_only(mounts)}
     for mounts in superblocks.values():
         # A mount of the whole filesystem in our own namespace says best which one is meant.
         mounts.sort(key=lambda m: (m.pid is not None, not m.reachable, m.root != "/"))
     only, exclude = [trimmed(p) for p in only], [trimmed(p) for p in exclude]
     decisions = {
-        device: decide(mounts, only, exclude, sys) for device, mounts in superblocks.items()
+        device: decide(mounts, only, exclude, sys, device in failed)
+        for device, mounts in superblocks.items()
     }
     steps = steps_of(superblocks, decisions, sys)
     entries = tuple(
@@ -131,10 +140,14 @@ def trimmed(pattern: str) -> str:
 
 
 def decide(
-    mounts: Sequence[Mount], only: Sequence[str], exclude: Sequence[str], sys: Path
+    mounts: Sequence[Mount],
+    only: Sequence[str],
+    exclude: Sequence[str],
+    sys: Path,
+    failed: bool = False,
 ) -> tuple[Action, str]:
-    action, reason = by_nature(mounts[0])
-    if action is Action.SKIP:
+    action, reason = (Action.SKIP, BECAME_READ_ONLY) if failed else by_nature(mounts[0])
+    if action is Action.SKIP and not failed:
         return action, reason
     if mounts[0].foreign and is_gone(mounts[0], sys):
         return Action.SKIP, "its device has been removed"
@@ -156,6 +169,22 @@ def is_gone(mount: Mount, sys: Path) -> bool:
     was on them: to freeze that would fail (EIO), and all others with it."""
     devices = block_devices(mount, sys)
     return bool(devices) and not any((sys / "dev/block" / d).exists() for d in devices)
+
+
+def has_become_read_only(mounts: Sequence[Mount]) -> bool:
+    """Whether the kernel has made a superblock read-only, which it does after an error. `mounts`
+    are in the order of the mount table: the first one shows how the superblock was mounted. What is
+    mounted read-only on purpose can be shown read-write elsewhere, by a bind mount.
+
+    Of another namespace only what ext4 says itself is believed: the first mount may be elsewhere.
+    """
+    first = mounts[0]
+    action, reason = by_nature(first)
+    if not reason.startswith("read-only") or first.fstype in NEVER_WRITTEN:
+        return False
+    if first.fstype in SYNC_ONLY and "errors=remount-ro" not in first.options.split(","):
+        return False
+    return first.failed or (first.writable and first.pid is None)
 
 
 def by_nature(mount: Mount) -> tuple[Action, str]:

@@ -64,11 +64,11 @@ KINDS = {
         "que no lo haga en ese momento",
     ),
     Kind.BECAME_READ_ONLY: (
-        "Un sistema de archivos es de solo lectura desde su descongelación; la instantánea no se "
-        "ve afectada",
-        "Lo ha forzado el kernel, véase `dmesg`: se eliminó un proceso mientras descongelaba un "
-        "btrfs, o el disco falla. Detenga lo que escribe en él, desmóntelo, compruébelo y vuelva "
-        "a montarlo",
+        "Un sistema de archivos montado para escribir en él ha pasado a ser de solo lectura",
+        "Lo ha forzado el kernel, véase `dmesg`: el sistema de archivos o su disco ha fallado, o "
+        "se eliminó un proceso mientras descongelaba un btrfs. Puede haberse perdido lo que se iba "
+        "a escribir. Detenga lo que escribe en él, desmóntelo, compruébelo y vuelva a montarlo, o "
+        "exclúyalo con [freeze] exclude=",
     ),
     Kind.GUARD_LOST: (
         "El proceso que vigila la congelación murió o dejó de responder; vmsnap descongeló en su "

@@ -26,7 +26,7 @@ from vmsnap.config import checks
 from vmsnap.config.app import App
 from vmsnap.consistency import Level, consistency
 from vmsnap.errors import SCRIPT, Kind, Problem
-from vmsnap.freeze.failures import newly_writable, unused_excludes
+from vmsnap.freeze.failures import left_out, newly_writable, unused_excludes
 from vmsnap.freeze.freezer import Freezer
 from vmsnap.freeze.frozen_list import FROZEN_LIST
 from vmsnap.freeze.plan import Plan, count_disks, make_plan
@@ -135,7 +135,7 @@ class Session:
 
     @property
     def level(self) -> Level:
-        kinds = [failure.kind for failure in self.record.failures]
+        kinds = [failure.kind for failure in self.record.failures if not failure.came_too_late]
         return consistency(kinds, apps=self.found.apps_meant, freezing=self.freezing)
 
     def what_is_required(self) -> Level:
@@ -227,7 +227,8 @@ class Session:
             self.journal.decided(
                 f"{entry.mount}: {entry.action.value}{step} {entry.reason}".strip()
             )
-        self.record.fail(*(replace(w, phase=Phase.PRESYNC) for w in unused_excludes(plan)))
+        known = (*unused_excludes(plan), *left_out(plan))
+        self.record.fail(*(replace(problem, phase=Phase.PRESYNC) for problem in known))
         self.freezer = freezer = Freezer(
             self.options.run_dir,
             self.id,

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from vmsnap.errors import Kind, Severity
+from vmsnap.freeze.failures import left_out
 from vmsnap.freeze.mountinfo import every_mount
 from vmsnap.freeze.plan import Plan, backing_filesystems, count_disks
 
@@ -91,6 +93,92 @@ def test_only_what_is_frozen_may_lack_a_reason(machine: Machine) -> None:
     machine.mount("/proc", "0:5", "proc")
     for entry in machine.plan(exclude=("/squashfs",)).entries:
         assert entry.reason or entry.action.value == "freeze"
+
+
+# --- what has become read-only -------------------------------------------------------------------
+
+
+def failed(plan: Plan) -> list[str]:
+    return [problem.subject for problem in left_out(plan)]
+
+
+@pytest.mark.parametrize(
+    ("fstype", "options"),
+    [
+        ("ext4", "rw,errors=remount-ro,emergency_ro"),
+        ("ext4", "rw,shutdown"),
+        ("ext4", "ro,errors=remount-ro"),  # before Linux 6.15
+        ("btrfs", "ro,subvolid=5,subvol=/"),
+        ("f2fs", "ro"),
+        ("vfat", "ro,errors=remount-ro"),
+    ],
+)
+def test_what_was_mounted_writable_and_is_not_is_left_out_and_named(
+    machine: Machine, fstype: str, options: str
+) -> None:
+    machine.mount("/broken", "0:60" if fstype == "btrfs" else "900:1", fstype, options=options)
+    machine.mount("/good", "900:2")
+    plan = machine.plan()
+    assert shape(plan) == {"/broken": ("skip", None), "/good": ("freeze", 1)}
+    (problem,) = left_out(plan)
+    assert (problem.kind, problem.subject) == (Kind.BECAME_READ_ONLY, "/broken")
+    assert problem.severity is Severity.ERROR
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "xfs", "btrfs", "vfat"])
+def test_what_was_mounted_read_only_is_in_order(machine: Machine, fstype: str) -> None:
+    device = "0:60" if fstype == "btrfs" else "900:1"
+    options = "ro,errors=remount-ro"
+    machine.mount("/ro", device, fstype, options=options, flags="ro,relatime")
+    assert failed(machine.plan()) == []
+
+
+@pytest.mark.parametrize("fstype", ["iso9660", "squashfs", "erofs", "udf", "hfsplus"])
+def test_what_can_only_be_read_is_in_order(machine: Machine, fstype: str) -> None:
+    machine.mount("/media", "7:1", fstype, options="ro")
+    assert failed(machine.plan()) == []
+
+
+def test_a_writable_bind_of_what_was_mounted_read_only_is_in_order(machine: Machine) -> None:
+    machine.mount("/archive", "900:1", options="ro", flags="ro", root="/sub")
+    machine.mount("/srv", "900:1", options="ro")
+    machine.mount("/", "0:52", "overlay", options="rw,lowerdir=/archive,upperdir=/b,workdir=/c")
+    assert failed(machine.plan()) == []
+
+
+def test_a_read_only_bind_hides_no_failure(machine: Machine) -> None:
+    machine.mount("/data", "900:1", options="ro", root="/sub")
+    machine.mount("/jail/data", "900:1", options="ro", flags="ro")
+    assert failed(machine.plan()) == ["/jail/data"]
+
+
+def test_a_read_only_mount_of_a_writable_superblock_is_frozen(machine: Machine) -> None:
+    machine.mount("/data", "900:1", flags="ro")
+    plan = machine.plan()
+    assert (shape(plan), failed(plan)) == ({"/data": ("freeze", 1)}, [])
+
+
+def test_of_another_namespace_only_what_ext4_says_counts(machine: Machine) -> None:
+    """The mount that shows how it was mounted may be elsewhere."""
+    machine.process("42", "mnt:[2]")
+    machine.mount("/volume", "900:1", options="ro", pid="42")
+    machine.mount("/disk", "900:2", options="rw,emergency_ro", pid="42")
+    assert failed(machine.plan()) == ["/proc/42/root/disk"]
+
+
+def test_a_failure_that_only_a_users_namespace_has_is_a_warning(machine: Machine) -> None:
+    machine.process("42", "mnt:[2]", owner=2)
+    machine.block("900:2", "vda")
+    machine.mount("/disk", "900:2", options="rw,emergency_ro", pid="42")
+    (problem,) = left_out(machine.plan())
+    assert problem.severity is Severity.WARNING
+
+
+def test_a_failure_that_is_excluded_or_not_selected_is_nobodys_business(machine: Machine) -> None:
+    machine.mount("/broken", "900:1", options="rw,emergency_ro")
+    machine.mount("/good", "900:2")
+    assert failed(machine.plan(exclude=("/broken",))) == []
+    assert failed(machine.plan(only=("/good",))) == []
 
 
 # --- one entry for each superblock ---------------------------------------------------------------
