@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,54 @@ def test_no_snapshot_is_taken_when_the_freeze_fails_and_more_is_required(lab: La
     assert lab.events.heard == []
     assert lab.frozen == ["fs1"]
     kernel.thaw(other.mount)
+
+
+# What would take a user namespace of somebody's, and no --only.
+FOREIGN = """
+import sys
+from vmsnap.cli import main
+from vmsnap.freeze.plan import Entry
+Entry.foreign = property(lambda entry: entry.mount.endswith("/foreign"))
+sys.exit(main.main())
+"""
+
+
+def test_what_only_a_user_has_mounted_ends_no_freeze(lab: Lab) -> None:
+    foreign = lab.filesystem(name="foreign")
+    lab.filesystem("xfs")
+    lab.filesystem("btrfs")
+    kernel.freeze(foreign.mount)
+    session = lab.hold(program=(sys.executable, "-IBc", FOREIGN))
+    assert lab.frozen == ["foreign", "fs1", "fs2"]
+    lab.release()
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "filesystem", 0)
+    assert outcome.errors == []
+    assert "only a foreign user namespace has it" in outcome.err
+    assert lab.frozen == ["foreign"]  # by somebody else
+    kernel.thaw(foreign.mount)
+
+
+def test_one_of_our_own_that_fails_beside_it_fails_the_freeze(lab: Lab) -> None:
+    foreign, own = lab.filesystem(name="foreign"), lab.filesystem("xfs")
+    lab.filesystem()
+    kernel.freeze(foreign.mount)
+    kernel.freeze(own.mount)
+    outcome = lab.run("exit 0", program=(sys.executable, "-IBc", FOREIGN))
+    assert outcome.subjects == [("FreezeFailed", str(own.mount))]
+    assert outcome.verdict == ("success", "crash", 0)
+    assert lab.frozen == ["foreign", "fs1"]
+    for filesystem in (foreign, own):
+        kernel.thaw(filesystem.mount)
+
+
+def test_what_only_a_user_has_mounted_is_thawed_if_one_of_our_own_fails(lab: Lab) -> None:
+    lab.filesystem(name="foreign")
+    own = lab.filesystem("xfs")
+    kernel.freeze(own.mount)
+    lab.run("exit 0", program=(sys.executable, "-IBc", FOREIGN))
+    assert lab.frozen == ["fs1"]
+    kernel.thaw(own.mount)
 
 
 # --- FIFREEZE does not return --------------------------------------------------------------------

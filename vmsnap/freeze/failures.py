@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from vmsnap.errors import Kind, Problem, Severity
-from vmsnap.freeze.filesystem import Filesystem
+from vmsnap.freeze.filesystem import Filesystem, warning
 from vmsnap.freeze.plan import Plan
 from vmsnap.freeze.thaw import is_read_only
 
@@ -43,15 +43,20 @@ def left_out(plan: Plan) -> Iterator[Problem]:
 def freeze_failures(
     filesystems: Iterable[Filesystem], cause: str, timeout: float
 ) -> Iterator[Problem]:
-    """Why not everything was frozen. `cause` is why the guard thawed; `timeout` in seconds."""
+    """Why not everything was frozen; only warnings of what is foreign, which any user may have
+    mounted. `cause` is why the guard thawed; `timeout` in seconds."""
     found = False
     for f in filesystems:
         mount = f.entry.mount
-        if f.error == errno.EBUSY:
-            message = f"{mount}: already frozen by another program ({os.strerror(f.error)})"
-            yield Problem(Kind.FREEZE_FAILED, message, "freeze", mount)
-        elif f.error:
-            yield Problem(Kind.FREEZE_FAILED, f"{mount}: {os.strerror(f.error)}", "freeze", mount)
+        if f.error:
+            reason = os.strerror(f.error)
+            if f.error == errno.EBUSY:
+                reason = f"already frozen by another program ({reason})"
+            if f.entry.foreign:
+                message = f"{mount}: {reason}; only a foreign user namespace has it"
+                yield warning(Kind.FREEZE_FAILED, message, mount)
+                continue
+            yield Problem(Kind.FREEZE_FAILED, f"{mount}: {reason}", "freeze", mount)
         elif f.maybe_frozen and f.frozen_at is None and cause == "timeout":
             who = "".join(f"; {blocker}" for blocker in f.blockers)
             message = f"{mount}: not frozen within {timeout:g} s{who}"

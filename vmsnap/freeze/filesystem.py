@@ -82,7 +82,7 @@ def open_plan(plan: Plan, run_dir: Path) -> tuple[list[Filesystem], list[Problem
     could end every freeze.
     """
     pinned: list[Filesystem] = []
-    failures = [warning(note) for note in plan.notes]
+    failures = [warning(Kind.MOUNT_OPEN_FAILED, note) for note in plan.notes]
 
     def fail(kind: Kind, subject: str, message: str) -> None:
         failures.append(Problem(kind, message, "freeze", subject))
@@ -95,7 +95,7 @@ def open_plan(plan: Plan, run_dir: Path) -> tuple[list[Filesystem], list[Problem
         except MountOpenError as e:
             if entry.foreign:
                 message = f"{entry.mount}: left out, as only a foreign user namespace has it: {e}"
-                failures.append(warning(message, entry.mount))
+                failures.append(warning(Kind.MOUNT_OPEN_FAILED, message, entry.mount))
             else:
                 fail(Kind.MOUNT_OPEN_FAILED, entry.mount, f"{entry.mount}: {e}")
             continue
@@ -113,8 +113,8 @@ def open_plan(plan: Plan, run_dir: Path) -> tuple[list[Filesystem], list[Problem
     return pinned, failures
 
 
-def warning(message: str, subject: str = "") -> Problem:
-    return Problem(Kind.MOUNT_OPEN_FAILED, message, "freeze", subject, severity=Severity.WARNING)
+def warning(kind: Kind, message: str, subject: str = "") -> Problem:
+    return Problem(kind, message, "freeze", subject, severity=Severity.WARNING)
 
 
 def descriptor(entry: Entry, elsewhere: Mapping[str, int | str]) -> int:

@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from vmsnap.errors import Kind, Problem
+from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.freeze import frozen_list
 from vmsnap.freeze.blockers import blockers
 from vmsnap.freeze.failures import (
@@ -113,7 +113,9 @@ class Freezer:
         self._stderr = os.memfd_create("vmsnap-guard-stderr", 0)
         argv = [sys.executable, "-ISB", f"/proc/self/fd/{GUARD}"]
         argv += [str(self._timeout), str(self._hold), str(self._run / FROZEN_LIST), str(self._list)]
-        argv += [f"{f.fd}:{f.step}:{f.entry.action.value}" for f in self.filesystems]
+        for f in self.filesystems:
+            optional = ":optional" if f.entry.foreign else ""
+            argv.append(f"{f.fd}:{f.step}:{f.entry.action.value}{optional}")
         try:
             pid = spawn(
                 argv,
@@ -148,7 +150,8 @@ class Freezer:
         self._await("presynced", self._timeout + ANSWER)
 
     def freeze(self) -> list[Problem]:
-        """Freeze all. If anything fails, everything is thawed again when this returns."""
+        """Freeze all. If anything fails that counts, everything is thawed again when this
+        returns."""
         if self._guard and not self.lost:
             failures = self._publish_list(self._guard)
             if failures:
@@ -156,7 +159,7 @@ class Freezer:
         self._command("freeze")
         self._await("held", self._timeout + ANSWER)
         if self.held_at is not None:
-            return []
+            return list(freeze_failures(self.filesystems, "", self._timeout))
         if self.lost or self._waiter.interrupted:
             failures = self.thaw()
         else:
@@ -166,9 +169,9 @@ class Freezer:
                 *freeze_failures(self.filesystems, self.cause, self._timeout),
                 *self._what_went_wrong(),
             ]
-        if not failures:
+        if all(failure.severity is Severity.WARNING for failure in failures):
             reason = f"the guard gave up: {self.cause or 'it was interrupted'}"
-            failures = [Problem(Kind.FREEZE_FAILED, reason, "freeze")]
+            failures.append(Problem(Kind.FREEZE_FAILED, reason, "freeze"))
         return failures
 
     def _find_blockers(self) -> None:

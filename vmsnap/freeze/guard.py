@@ -7,8 +7,9 @@ its pipe, and into LIST, where the engine wrote what may be frozen: one letter f
 before its FIFREEZE and after it, and one for the kernel's switch (states.py). When nothing is
 frozen any more it removes LIST.
 
-    guard.py TIMEOUT HOLD LIST LIST_FD FD:STEP:ACTION...
-                          ACTION is freeze or sync; low steps go first
+    guard.py TIMEOUT HOLD LIST LIST_FD FD:STEP:ACTION[:optional]...
+                          ACTION is freeze or sync; low steps go first; the failure of an
+                          optional one is reported, and ends nothing
 
 Each FD is a directory or file on one filesystem, opened by the engine and inherited: both processes
 hold it, so that no umount hides a frozen superblock and either can thaw when the other is gone.
@@ -101,8 +102,9 @@ class Filesystem:
     to decide: with many threads on few processors, every wake costs more than the ioctl.
     """
 
-    def __init__(self, fd: int, step: int, action: str, list_fd: int, index: int) -> None:
-        self.fd, self.step, self.action = fd, step, action
+    def __init__(self, word: str, list_fd: int, index: int) -> None:
+        fd, step, self.action, *optional = word.split(":")
+        self.fd, self.step, self.optional = int(fd), int(step), bool(optional)
         self.list_fd, self.index = list_fd, index
         self.peers: list[Filesystem] = []  # those that got the same order at the same time
         self.orders: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -142,7 +144,7 @@ class Filesystem:
             event = "frozen"
         if error == errno.EOPNOTSUPP:
             event, error = "synced", ctypes.get_errno() if libc.syncfs(self.fd) else 0
-        self.failed = error != 0
+        self.failed = error != 0 and not self.optional
         news.append((event, self.fd, time.monotonic(), error))
 
     def thaw(self) -> None:
@@ -395,10 +397,7 @@ def main(argv: list[str]) -> None:
         signal.signal(number, lambda *_: None)
 
     timeout, hold, list_path, list_fd = float(argv[0]), float(argv[1]), argv[2], int(argv[3])
-    filesystems = []
-    for index, word in enumerate(argv[4:]):
-        fd_word, step, action = word.split(":")
-        filesystems.append(Filesystem(int(fd_word), int(step), action, list_fd, index))
+    filesystems = [Filesystem(word, list_fd, index) for index, word in enumerate(argv[4:])]
     guard = Guard(filesystems, list_path, list_fd)
 
     unlocked = lock_memory()

@@ -259,8 +259,8 @@ class Session:
         if freezer.held_at is None:
             self.journal.release()
         else:
-            count = f"Filesystems frozen: {len(freezer.filesystems)}"
-            self.record.send(count, Event.FROZEN)
+            count = sum(1 for f in freezer.filesystems if not f.error)
+            self.record.send(f"Filesystems frozen: {count}", Event.FROZEN)
 
     def make_plan(self) -> Plan:
         settings = self.found.settings
