@@ -31,7 +31,7 @@ SYNC_ONLY = {
 }
 # Mounted read-write, their superblocks are read-only all the same.
 NEVER_WRITTEN = {"iso9660", "squashfs", "erofs", "cramfs", "romfs", "efs", "qnx6", "befs"}
-BECAME_READ_ONLY = "read-only, though it was mounted to be written to: it has failed"
+BECAME_READ_ONLY = "read-only after an error, though it was mounted to be written to"
 NO_DISK = ("loop", "ram", "zram", "sr", "fd", "dm-", "md", "bcache", "drbd", "mtdblock")
 
 

@@ -73,39 +73,45 @@ def open_ways(ways: Sequence[tuple[int, Way]]) -> Iterator[dict[int, int | str]]
 def received(
     ours: socket, child: int, unanswered: Counter[int], deadline: float
 ) -> Iterator[dict[int, int | str]]:
-    from socket import recv_fds
-
     batch: dict[int, int | str] = {}
     until = time.monotonic() + TOGETHER
     poll = select.poll()  # select(2) knows no descriptor above 1023
     poll.register(ours, select.POLLIN)
     with ours:
         while +unanswered:
-            if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
-                if until == deadline:
+            if poll.poll(max(0.0, until - time.monotonic()) * 1000):
+                number, answer = receive(ours)
+                if number is None:  # it was killed
                     break
-                until = deadline
-            else:
-                message, descriptors, *_ = recv_fds(ours, MESSAGE_BYTES, 1)
-                if not message:  # it was killed
-                    break
-                word, _, reason = os.fsdecode(message).partition(" ")
-                number = int(word)
                 unanswered[number] -= 1
-                for fd in descriptors:
-                    os.set_inheritable(fd, False)
-                    if unanswered[number] < 0:
-                        os.close(fd)
-                    else:
-                        batch[number], unanswered[number] = fd, 0
-                if not descriptors and unanswered[number] == 0:
-                    batch[number] = reason
+                if isinstance(answer, str):
+                    if unanswered[number] == 0:
+                        batch[number] = answer
+                elif unanswered[number] >= 0:
+                    batch[number], unanswered[number] = answer, 0
+                else:
+                    os.close(answer)
+            elif until == deadline:
+                break
+            else:
+                until = deadline
             if until == deadline and batch:
                 yield batch
                 batch = {}
     with contextlib.suppress(ChildProcessError):
         os.waitpid(child, os.WNOHANG)
     yield {**batch, **{number: LATE for number, count in unanswered.items() if count > 0}}
+
+
+def receive(ours: socket) -> tuple[int | None, int | str]:
+    from socket import recv_fds
+
+    message, descriptors, *_ = recv_fds(ours, MESSAGE_BYTES, 1)
+    word, _, reason = os.fsdecode(message).partition(" ")
+    for fd in descriptors:
+        os.set_inheritable(fd, False)
+        return int(word), fd
+    return int(word) if word else None, reason
 
 
 def send_descriptors(to: socket, ways: Iterable[tuple[int, Way]], deadline: float) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnap.freeze.mountinfo import Mount, every_mount, parse, read, unescape
+from vmsnap.freeze.mountinfo import Mount, every_mount, parse, read, unescape, ways_to
 
 from ..worlds import Machine, escape, line
 
@@ -266,3 +266,25 @@ def test_a_process_that_enters_a_foreign_namespace_while_it_is_read_is_not_belie
     notes: list[str] = []
     assert every_mount(machine.proc, notes.append) == []
     assert len(notes) == 1
+
+
+# --- ways to a superblock ------------------------------------------------------------------------
+
+
+def test_all_namespaces_lead_to_a_superblock_ours_first_and_foreign_ones_last(
+    machine: Machine,
+) -> None:
+    machine.process("7", "mnt:[2]", owner=2)
+    machine.process("8", "mnt:[3]")
+    for pid in ("7", "8", "self"):
+        machine.mount(f"/of-{pid}", "900:1", pid=pid)
+        machine.mount("/other", "900:2", pid=pid)
+    found = [mount.path for mount in ways_to({"900:1"}, machine.proc)]
+    assert found == ["/of-self", "/proc/8/root/of-8", "/proc/7/root/of-7"]
+
+
+def test_of_many_mounts_of_a_superblock_a_few_are_enough(machine: Machine) -> None:
+    machine.mount("/gone//deleted", "900:1")
+    for number in range(100):
+        machine.mount(f"/{number}", "900:1")
+    assert [m.point for m in ways_to({"900:1"}, machine.proc)] == ["/0", "/1", "/2", "/3"]
