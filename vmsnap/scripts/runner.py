@@ -227,6 +227,7 @@ class Runner:
                 stdout=write,
                 stderr=write,
                 empty=self.pending.started(phase),
+                in_our_session=True,  # by which it is found should we be killed
             )
             undo.pop_all()
             return pid, read

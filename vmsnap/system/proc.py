@@ -89,7 +89,7 @@ def descendants(*ancestors: int) -> set[int]:
 
 
 def started_by(dead: int) -> int:
-    """The pid of what a child of ours had started with spawn() before it died, the last of it;
+    """The pid of what a child of ours had started in its session before it died, the last of it;
     dead or alive, it is our child now, if we are a subreaper. 0 if there is none."""
     found: dict[int, int] = {}
     for name in os.listdir("/proc"):

@@ -39,8 +39,10 @@ def spawn(
     stderr: int,
     inherit: Iterable[int] = (),
     empty: Path | None = None,
+    in_our_session: bool = False,
 ) -> int:
-    """Start a program in a process group of its own and return its pid. Raises OSError.
+    """Start a program in a session of its own, or in ours, as the leader of a process group. Return
+    its pid. Raises OSError.
 
     It inherits the three descriptors given, those of `inherit` under their own numbers and no
     others; all signals are back to their defaults. The file `empty` is emptied by the new process,
@@ -52,6 +54,7 @@ def spawn(
     actions += [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((stdin, stdout, stderr))]
     # Duplicating a descriptor onto itself makes it survive the exec (glibc 2.29).
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in inherit]
+    session: dict[str, Any] = {"setpgroup": 0} if in_our_session else {"setsid": True}
     uncatchable = {signal.SIGKILL, signal.SIGSTOP}
 
     def start(command: list[str]) -> int:
@@ -60,7 +63,7 @@ def spawn(
             command,
             env,
             file_actions=actions,
-            setpgroup=0,
+            **session,
             setsigmask=(),
             setsigdef=signal.valid_signals() - uncatchable,
         )
