@@ -66,6 +66,19 @@ def failing(argv, env, **more):
 runner.spawn = failing
 sys.exit(main.main())
 """
+NO_PROCESS_FOR_A_REPLACEMENT = """
+import errno, os, sys
+from vmsnap.cli import main
+from vmsnap.scripts.engine import AppScripts
+supervise, calls = AppScripts._supervise, []
+def failing(self):
+    calls.append(self)
+    if 1 < len(calls) < 4:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return supervise(self)
+AppScripts._supervise = failing
+sys.exit(main.main())
+"""
 KILLED_IN_ITS_RECOVERY = """
 import os, signal, sys
 from vmsnap.cli import main
@@ -121,6 +134,15 @@ def test_a_post_script_that_was_announced_but_not_started_is_run(lab: Lab) -> No
 def test_a_supervisor_killed_in_the_hold_is_replaced_for_the_post_script(lab: Lab) -> None:
     database(lab)
     session = lab.hold()
+    os.kill(supervisor(session), signal.SIGKILL)
+    lab.release()
+    assert session.finish().verdict == ("success", "application", 0)
+    assert resumed(lab) == ["resumed success application"]
+
+
+def test_a_supervisor_is_replaced_as_soon_as_there_is_a_process_for_it(lab: Lab) -> None:
+    database(lab)
+    session = lab.hold(program=python(NO_PROCESS_FOR_A_REPLACEMENT))
     os.kill(supervisor(session), signal.SIGKILL)
     lab.release()
     assert session.finish().verdict == ("success", "application", 0)

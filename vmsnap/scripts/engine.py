@@ -12,7 +12,6 @@ Runs in: engine. While frozen: no file, no journal, no import.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,7 +20,7 @@ from pathlib import Path
 from vmsnap.config.app import App, Script
 from vmsnap.journal.sender import Journal
 from vmsnap.scripts.output import LINES
-from vmsnap.scripts.runner import UNWATCHED, Runner, ScriptRun
+from vmsnap.scripts.runner import SHORTAGE, SHORTAGE_PAUSE, UNWATCHED, Runner, ScriptRun
 from vmsnap.scripts.supervisor import Link, supervise
 from vmsnap.system.process import ExitStatus, ended_child
 from vmsnap.system.waiter import Waiter
@@ -42,9 +41,11 @@ class AppScripts:
         grace: float,
         lock: int,
         journal: Journal,
+        waiter: Waiter,
         lines: int = LINES,
     ) -> None:
         self.app = app
+        self._waiter = waiter
         self.pre_started = False
         self._grace = grace
         self._phase = ""
@@ -135,12 +136,19 @@ class AppScripts:
         return ended.timed_out or (ended.signal is None and not retried)
 
     def _replace_supervisor(self) -> bool:
-        """Start another supervisor in the place of one that was killed. False if there can be no
-        more."""
+        """Start another supervisor in the place of one that was killed, as soon as there is a
+        process for it. False if there can be no more."""
         self._replacements += 1
-        with contextlib.suppress(OSError):
-            if self._replacements <= REPLACEMENTS:
+        script = self.script(self._phase)
+        deadline = self._began + (script.budget if script else 0.0)
+        while self._replacements <= REPLACEMENTS:
+            try:
                 self._link = self._supervise()
+            except OSError as e:
+                if e.errno not in SHORTAGE or time.monotonic() >= deadline:
+                    return False
+                self._waiter.wait((), time.monotonic() + SHORTAGE_PAUSE)
+            else:
                 return True
         return False
 

@@ -206,6 +206,7 @@ class Session:
                         grace,
                         self.lock,
                         self.journal,
+                        self.waiter,
                         LINES // len(apps),
                     )
                 )
