@@ -4,19 +4,16 @@ time, and when there can be none."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from . import kernel
-from .faults import kill_all
+from .faults import cgroup_frozen, kill_all
 from .lab import Lab
 from .processes import is_stuck, look_at, wait_for_end, wait_until
 
@@ -25,12 +22,15 @@ CHILD_KILLED = """
 import os, signal, sys
 from vmsnap.cli import main
 from vmsnap.session import recovery
-thaw_listed, parent = recovery.thaw_listed, os.getpid()
-def thaw(*arguments, **more):
-    if os.getpid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return thaw_listed(*arguments, **more)
-recovery.thaw_listed = thaw
+parent = os.getpid()
+def dying(thaw):
+    def thaw_or_die(*arguments, **more):
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return thaw(*arguments, **more)
+    return thaw_or_die
+recovery.thaw_listed = dying(recovery.thaw_listed)
+recovery.thaw_after_death = dying(recovery.thaw_after_death)
 sys.exit(main.main())
 """
 NO_CHILD = """
@@ -174,6 +174,37 @@ def test_a_supervisor_thaws_when_the_engine_is_stopped_before_the_command(lab: L
     assert lab.frozen == []
 
 
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("command", [("session", "--stopped"), ("thaw", "--force")])
+def test_whoever_comes_next_thaws_in_the_place_of_a_guard_in_the_cgroup_freezer(
+    lab: Lab, command: tuple[str, ...], killed: bool
+) -> None:
+    """It holds the lock, so a next session waits for its end. The list stays until then."""
+    lab.filesystem("ext4")
+    lab.filesystem("xfs")
+    session = lab.hold(env=INVOCATION)
+    guard = session.guard
+    with cgroup_frozen(guard):
+        kill_all(session, spare=guard)
+        lab.release()
+        assert lab.frozen == ["fs0", "fs1"]
+        thaw = lab.vmsnap(*command, env=INVOCATION)
+        assert thaw.code == 0, thaw
+        assert lab.frozen == []
+        assert lab.run("exit 0").errors == ["SessionInProgress"]
+        theirs = lab.filesystems[0]
+        kernel.freeze(theirs.mount)
+        again = lab.vmsnap(*command, env=INVOCATION)
+        assert (again.code, theirs.is_frozen) == (0, True), again
+        kernel.thaw(theirs.mount)
+        if killed:
+            os.kill(guard, signal.SIGKILL)  # which the freezer does not hold back
+    assert wait_for_end(guard)
+    lab.wait_for_rest()
+    assert lab.run("exit 0").verdict == ("success", "filesystem", 0)
+    assert lab.frozen == []
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_filesystem_that_the_thaw_left_read_only_is_an_error_but_costs_no_level(
     lab: Lab, lost: bool
@@ -192,24 +223,3 @@ def test_a_filesystem_that_the_thaw_left_read_only_is_an_error_but_costs_no_leve
 def stat_of(pid: int) -> str:
     process = look_at(pid)
     return process.state if process else ""
-
-
-@contextlib.contextmanager
-def cgroup_frozen(pid: int) -> Iterator[None]:
-    """cgroup v2, cgroup.freeze: no signal is acted on until it is taken back."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    root = next(Path(path) for _, path, fstype, *_ in mounts if fstype == "cgroup2")
-    before = root / Path(f"/proc/{pid}/cgroup").read_text().rpartition("0::/")[2].strip()
-    made = root / f"vmsnap-test-{pid}"
-    made.mkdir()
-    try:
-        (made / "cgroup.procs").write_text(str(pid))
-        (made / "cgroup.freeze").write_text("1")
-        wait_until(lambda: "frozen 1" in (made / "cgroup.events").read_text())
-        yield
-    finally:
-        (made / "cgroup.freeze").write_text("0")
-        with contextlib.suppress(ProcessLookupError):
-            (before / "cgroup.procs").write_text(str(pid))
-        wait_until(lambda: "populated 0" in (made / "cgroup.events").read_text())
-        made.rmdir()

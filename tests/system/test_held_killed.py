@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fs import kernel
+from tests.fs.faults import cgroup_frozen
 from tests.fs.lab import MKFS, call
 from tests.fs.processes import is_stuck, wait_for_end
 from tests.fs.running import Outcome
@@ -251,6 +252,28 @@ def test_the_watchdog_thaws_what_a_stopped_engine_and_guard_hold(scene: Scene, a
         assert scene.events.wait("resumed") == "failed none"
     assert_lost(scene, held["session"], "watchdog")
     assert wait_for_end(guard)
+
+
+@pytest.mark.parametrize("app", [True, False])
+@pytest.mark.parametrize("ends", ["engine", "watchdog"])
+def test_all_is_thawed_when_no_signal_reaches_the_guard(scene: Scene, ends: str, app: bool) -> None:
+    """It is in the cgroup freezer, which may never let go."""
+    if ends == "watchdog":
+        scene.settings(SOON)
+    if app:
+        scene.database()
+    held = scene.freeze()
+    guard = scene.guard
+    with cgroup_frozen(guard):
+        number = signal.SIGSTOP if ends == "watchdog" else signal.SIGKILL
+        scene.container.kill(scene.engine, number)
+        scene.wait_for_failure()
+        assert not scene.container.frozen("/")
+        assert scene.container.pids("vmsnap-guard") == [guard]
+        if app:
+            assert scene.events.wait("resumed") == "failed none"
+    assert wait_for_end(guard)
+    assert_lost(scene, held["session"], "watchdog" if ends == "watchdog" else "signal")
 
 
 def test_all_is_thawed_when_all_processes_of_the_unit_are_killed(scene: Scene) -> None:

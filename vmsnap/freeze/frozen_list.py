@@ -52,6 +52,14 @@ class FrozenList:
     guard: ProcessId
     items: tuple[Item, ...]
     states: States
+    path: Path
+    inode: int
+
+    def remove(self) -> None:
+        """Unless it is a later session's by now."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.path.stat().st_ino == self.inode:
+                self.path.unlink()
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -120,6 +128,8 @@ def parse(fd: int, path: Path) -> FrozenList:
             ProcessId(int(document["guard"]), int(document.get("guard_started", 0))),
             tuple(items),
             States(fd, len(items)),
+            path,
+            os.fstat(fd).st_ino,
         )
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise FrozenListError(
@@ -164,8 +174,9 @@ def thaw_listed(
     and yield again.
 
     When all is thawed, `remove` the list, which is right unless the session it belongs to is still
-    alive. With `session`, the list of another one is left alone. Raises FileNotFoundError and
-    FrozenListError.
+    alive. As long as anything is left of the guard it stays, since what is not asked for yet may
+    be: that guard removes it, or who comes after its death. With `session`, the list of another
+    one is left alone. Raises FileNotFoundError and FrozenListError.
     """
     with contextlib.ExitStack() as stack:
         listed = stack.enter_context(opened(run_dir))
@@ -207,8 +218,8 @@ def thaw_listed(
                     report(f"{listed.items[suspect.index].mount}: has become read-only")
             good = not missing and not any(e not in THAWED for e in results.values())
             restore_rcu(listed.states)
-            if good and remove:
-                (run_dir / FROZEN_LIST).unlink(missing_ok=True)
+            if good and remove and (guard is None or has_ended(guard, 0.0)):
+                listed.remove()
             yield good
 
 
@@ -220,15 +231,33 @@ def meaning(error: int) -> str:
     return os.strerror(error) if error else "thawed"
 
 
-def thaw_after_death(run_dir: Path, patience: float = STEP_PATIENCE) -> Iterator[bool]:
-    """For a process that outlived the engine. The guard thaws then, so give it `patience` seconds;
-    if the list is still there, thaw in its place, whatever state it is in. Yields as thaw_listed
-    does."""
+def thaw_after_death(
+    run_dir: Path,
+    report: Callable[[str], None] = lambda _: None,
+    session: str = "",
+    patience: float = STEP_PATIENCE,
+) -> Iterator[bool]:
+    """For whoever outlived the engine, or comes after it. The guard thaws then, so give it
+    `patience` seconds; if the list is still there, thaw in its place, whatever state it is in.
+    Yields as thaw_listed does; nothing if there is no list any more."""
     with contextlib.suppress(OSError, FrozenListError):
         with opened(run_dir) as listed:
             guard = listed.guard
         stops_deciding(guard, patience)
-        yield from thaw_listed(run_dir, lambda _: None)
+        yield from thaw_listed(run_dir, report, session=session)
+
+
+def rest_is_guards(run_dir: Path) -> bool:
+    """Whether nothing that may be frozen is left but what a guard that lives will thaw: its
+    FIFREEZE has not returned."""
+    try:
+        with opened(run_dir) as listed:
+            left = set(listed.states.read()) - {NOT_FROZEN}
+            return not left or (left == {ASKED} and not stops_deciding(listed.guard, 0.0))
+    except FileNotFoundError:
+        return True
+    except (OSError, FrozenListError):
+        return False
 
 
 def stops_deciding(guard: ProcessId, patience: float) -> bool:

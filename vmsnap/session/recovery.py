@@ -17,7 +17,7 @@ import contextlib
 import datetime
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,11 @@ from vmsnap.freeze import reopen
 from vmsnap.freeze.frozen_list import (
     FROZEN_LIST,
     IN_PROGRESS,
+    FrozenList,
     FrozenListError,
     opened,
-    stops_deciding,
+    rest_is_guards,
+    thaw_after_death,
     thaw_listed,
 )
 from vmsnap.freeze.thaw import STEP_PATIENCE
@@ -156,26 +158,23 @@ def supervised() -> bool:
 
 
 def thaw_in_child(
-    run_dir: Path,
-    steps: int,
+    thaw: Callable[[Callable[[str], None]], Iterator[bool]],
+    seconds: float,
     waiter: Waiter,
     report: Callable[[str], None] | None = None,
-    remove: bool = True,
-    session: str = "",
 ) -> tuple[bool, list[str]] | None:
-    """thaw_listed() in a child, which goes on by itself while a FITHAW or a killed guard's FIFREEZE
-    has not returned. Return whether nothing stays frozen, and the messages, unless the child calls
-    `report` for that; None if it was killed, or found no list any more."""
+    """Thaw in a child, which goes on by itself while a FITHAW or a FIFREEZE has not returned.
+    Return whether nothing stays frozen, and the messages, unless the child calls `report` for
+    that; None if it was killed, or found no list any more."""
 
-    def thaw(pipe: int) -> None:
+    def begin(pipe: int) -> None:
         messages: list[str] = []
-        with contextlib.suppress(FileNotFoundError, FrozenListError):
-            thaws = thaw_listed(run_dir, report or messages.append, remove, session)
+        thaws = thaw(report or messages.append)
+        with contextlib.suppress(FileNotFoundError, FrozenListError, StopIteration):
             send_once(pipe, [next(thaws), messages])
             collections.deque(thaws, maxlen=0)
 
-    patience = reopen.PATIENCE + STEP_PATIENCE * (2 + steps)
-    received = in_child(thaw, "vmsnap-thaw", (), waiter, patience)
+    received = in_child(begin, "vmsnap-thaw", (), waiter, seconds)
     if received is None:
         stuck = f"a filesystem is {IN_PROGRESS}"
         if report:
@@ -187,9 +186,14 @@ def thaw_in_child(
     return good, messages
 
 
+def patience(listed: FrozenList) -> float:
+    """For the ways in, each step, the end of a guard that was killed, and a moment more."""
+    return reopen.PATIENCE + STEP_PATIENCE * (2 + len({item.step for item in listed.items}))
+
+
 def thaw_left(run_dir: Path, waiter: Waiter, invocation: str | None = None) -> bool:
     """Thaw what the list in the run directory says may be frozen, unless the list is from another
-    `invocation` of a unit. False if anything may stay frozen."""
+    `invocation` of a unit. False if anything may stay frozen that no guard is left to thaw."""
     journal = Journal()
 
     def warn(message: str) -> None:
@@ -197,7 +201,7 @@ def thaw_left(run_dir: Path, waiter: Waiter, invocation: str | None = None) -> b
 
     try:
         with opened(run_dir) as listed:
-            steps = len({item.step for item in listed.items})
+            seconds = STEP_PATIENCE + patience(listed)  # the first is the guard's
     except FileNotFoundError:
         return True
     except FrozenListError as e:
@@ -206,11 +210,12 @@ def thaw_left(run_dir: Path, waiter: Waiter, invocation: str | None = None) -> b
     if invocation not in (None, listed.invocation):
         return True
     journal.fields["VMSNAP_SESSION"] = listed.session
-    if not stops_deciding(listed.guard, STEP_PATIENCE):
-        warn("the guard is still inside a freeze; it thaws as soon as the kernel lets it")
-        return True
-    thawed = thaw_in_child(run_dir, steps, waiter, warn, session=listed.session)
-    return thawed[0] if thawed else not (run_dir / FROZEN_LIST).exists()
+
+    def thaw(report: Callable[[str], None]) -> Iterator[bool]:
+        return thaw_after_death(run_dir, report, listed.session)
+
+    thawed = thaw_in_child(thaw, seconds, waiter, warn)
+    return bool(thawed and thawed[0]) or rest_is_guards(run_dir)
 
 
 def thaw_by_force(run_dir: Path, remove: bool) -> tuple[bool, list[str]]:
@@ -219,18 +224,22 @@ def thaw_by_force(run_dir: Path, remove: bool) -> tuple[bool, list[str]]:
     nothing = True, [f"nothing to thaw: {run_dir} holds no list of frozen filesystems"]
     try:
         with opened(run_dir) as listed:
-            steps = len({item.step for item in listed.items})
+            seconds = patience(listed)
     except FileNotFoundError:
         return nothing
     except FrozenListError as e:
         return False, [str(e)]
+
+    def thaw(report: Callable[[str], None]) -> Iterator[bool]:
+        return thaw_listed(run_dir, report, remove)
+
     thawed = None
     with contextlib.suppress(OSError):  # no more processes, which is when things get killed
-        thawed = thaw_in_child(run_dir, steps, Waiter(()), remove=remove)
+        thawed = thaw_in_child(thaw, seconds, Waiter(()))
     if thawed:
         return thawed
     messages: list[str] = []  # the child was killed: better to hang than to leave something frozen
     with contextlib.suppress(FileNotFoundError):
-        *_, good = thaw_listed(run_dir, messages.append, remove)
+        *_, good = thaw(messages.append)
         return good, messages
     return nothing
