@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import Popen
 
 from . import kernel
 from .lab import Filesystem, Lab
@@ -42,22 +43,24 @@ assert libc.splice(source, None, target, None, 1, 0) == 1, os.strerror(ctypes.ge
 """
 
 
+def start_writer(fifo: Path, mount: Path, ended: list[Popen[bytes]]) -> Popen[bytes]:
+    """One that has write access to a filesystem until something is written into the FIFO."""
+    writer = Popen(
+        [sys.executable, "-IBc", WRITE_SOON, fifo, mount / "soon"], stdin=subprocess.DEVNULL
+    )
+    ended.append(writer)
+    call = Path(f"/proc/{writer.pid}/syscall")
+    wait_until(lambda: call.read_text().split()[0] == str(SPLICE))
+    return writer
+
+
 class HeldBack:
     """A filesystem of which a FIFREEZE waits until `let_go`, and then succeeds."""
 
     def __init__(self, lab: Lab, filesystem: Filesystem) -> None:
         self.filesystem = filesystem
         self.gate = lab.gate(f"write-{filesystem.mount.name}")
-        self.writer = subprocess.Popen(
-            [sys.executable, "-IBc", WRITE_SOON, self.gate.path, filesystem.mount / "soon"],
-            stdin=subprocess.DEVNULL,
-        )
-        lab.helpers.append(self.writer)
-        wait_until(self._has_write_access)
-
-    def _has_write_access(self) -> bool:
-        call = Path(f"/proc/{self.writer.pid}/syscall").read_text().split()
-        return call[0] == str(SPLICE)
+        self.writer = start_writer(self.gate.path, filesystem.mount, lab.helpers)
 
     def wait_until_inside(self, guard: int) -> None:
         wait_until(lambda: is_stuck(guard, self.filesystem.mount, kernel.FIFREEZE))

@@ -57,9 +57,13 @@ class Scene:
         container.path(DIRECTORY).mkdir(mode=0o700)
         self.events = Events(container.path(DIRECTORY / "events"))
         self.gates: dict[str, Fifo] = {}
+        self.writers: list[subprocess.Popen[bytes]] = []  # ended before their filesystems
 
     def close(self) -> None:
         """End the session in progress, whose scripts may yet say a word, and hear no more."""
+        for writer in self.writers:
+            writer.kill()
+            writer.wait()
         self.container.systemctl("stop", UNIT)
         for fifo in (self.events, *self.gates.values()):
             fifo.close()

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -14,9 +15,10 @@ from tests.fs import kernel
 from tests.fs.faults import cgroup_frozen
 from tests.fs.lab import MKFS, call
 from tests.fs.processes import is_stuck, wait_for_end
-from tests.fs.running import Outcome
+from tests.fs.running import Fifo, Outcome
+from tests.fs.stuck import start_writer
 
-from .apps import UNIT, Scene, scene_of, until
+from .apps import DIRECTORY, UNIT, Running, Scene, scene_of, until
 from .container import Container, device_of, status
 
 ENGINE_LOST = "MESSAGE_ID=212ee4753fc54aac95464b84277a04fa"
@@ -32,8 +34,9 @@ def scene(container: Container) -> Iterator[Scene]:
 
 def assert_lost(scene: Scene, session: str, result: str = "signal") -> None:
     """Everything that a user can ask says that the engine of this session was killed, and the next
-    session is none the worse for it."""
+    session is none the worse for it. The post-script has run no more than once."""
     scene.wait_for_failure()
+    assert scene.events.heard in ([], ["quiesced"], ["quiesced", "resumed failed none"])
     assert not scene.container.frozen("/")
     assert scene.state == ("failed", result)
     for pid in scene.container.pids("vmsnap-scripts"):
@@ -400,6 +403,95 @@ def test_a_unit_that_ends_early_spares_a_guard_that_is_inside_a_freeze(
     assert outcome.code == 1
     assert outcome.errors[-1] == ("EngineLost" if how == "kill" else "SnapshotFailed")
     assert_guard_stays_until_the_kernel_lets_it_go(scene, guard)
+
+
+# --- a FIFREEZE that returns when its guard is dead ----------------------------------------------
+
+
+@dataclass(frozen=True)
+class HeldBack:
+    """What freezes when `let_go` is called, and then nobody knows of it but the list."""
+
+    guard: int
+    gate: Fifo
+
+    def let_go(self) -> None:
+        os.write(self.gate.fd, b"x")
+        assert wait_for_end(self.guard)
+
+
+def begin_held_back(scene: Scene) -> tuple[Running, HeldBack]:
+    """A session whose guard is inside the FIFREEZE of /srv/data."""
+    container = scene.container
+    container.add_filesystem("/srv/data")
+    container.add_filesystem("/srv/other", "xfs")
+    gate = Fifo(container.path(DIRECTORY / "write"))
+    scene.gates["write"] = gate
+    data = container.path("/srv/data")
+    start_writer(gate.path, data, scene.writers)
+    freeze = scene.start("freeze", "--json", "--only=/srv/data", "--only=/srv/other")
+    until(lambda: any(is_stuck(x, data, kernel.FIFREEZE) for x in container.pids("vmsnap-guard")))
+    return freeze, HeldBack(scene.guard, gate)
+
+
+def wait_for_rest(scene: Scene) -> None:
+    for name in ("vmsnap-scripts", "vmsnap-thaw"):
+        for pid in scene.container.pids(name):
+            assert wait_for_end(pid)
+
+
+@pytest.mark.parametrize("killed", ["both", "all"])
+def test_the_unit_thaws_what_freezes_after_engine_and_guard_were_killed(
+    scene: Scene, killed: str
+) -> None:
+    scene.database()
+    freeze, late = begin_held_back(scene)
+    engine = scene.engine
+    scene.container.kill(engine, signal.SIGSTOP)  # it shall not hear of the guard's death
+    if killed == "all":
+        scene.container.systemctl("kill", "--signal=KILL", UNIT, check=True)
+    else:
+        os.kill(late.guard, signal.SIGKILL)
+        scene.container.kill(engine)
+    outcome = freeze.finish()
+    assert (outcome.verdict, outcome.errors[-1]) == (("failed", "none", 1), "EngineLost")
+    assert not scene.container.frozen("/srv/other")
+    assert scene.events.wait("resumed") == "failed none"
+    late.let_go()
+    wait_for_rest(scene)
+    assert not scene.container.frozen("/srv/data")
+    assert scene.events.heard == ["quiesced", "resumed failed none"]
+    assert scene.freeze("--only=/srv/data")["filesystems"]
+    assert scene.thaw().code == 0
+
+
+@pytest.mark.parametrize("who", ["force", "session"])
+def test_whoever_comes_next_does_what_a_killed_recovery_has_left(scene: Scene, who: str) -> None:
+    """The recovery waits for the guard's last thread to end, and then would go on."""
+    scene.database()
+    freeze, late = begin_held_back(scene)
+    scene.container.systemctl("kill", "--signal=KILL", UNIT, check=True)
+    until(lambda: scene.container.pids("vmsnap-thaw"))
+    scene.container.kill(int(scene.container.show(UNIT, "ControlPID")["ControlPID"]))
+    for pid in scene.container.pids("vmsnap-thaw"):
+        os.kill(pid, signal.SIGKILL)
+    scene.wait_for_failure()
+    assert freeze.finish().code != 0
+    assert scene.events.heard == ["quiesced"]
+    late.let_go()
+    assert scene.container.frozen("/srv/data")
+    if who == "force":
+        assert scene.vmsnap("thaw", "--force").code == 0
+        assert not scene.container.frozen("/srv/data")
+        assert scene.events.heard == ["quiesced", "resumed failed none"]
+        assert scene.thaw().errors == ["EngineLost"]
+    else:
+        scene.freeze("--only=/srv/data")
+        assert scene.events.heard == ["quiesced", "resumed failed none", "quiesced"]
+        assert scene.thaw().verdict == ("success", "application", 0)
+        assert scene.events.heard[3:] == ["resumed success application"]
+    for mount in ("/srv/data", "/srv/other"):
+        assert not scene.container.frozen(mount)
 
 
 def test_history_names_every_session_that_was_lost(scene: Scene) -> None:
