@@ -99,6 +99,14 @@ def remove(run_dir: Path, session: str) -> None:
             (run_dir / PROGRESS).unlink()
 
 
+def discard(run_dir: Path) -> None:
+    """Remove the file whatever is in it, and what a kill has left of writing it; the lock is
+    ours."""
+    for path in (run_dir / PROGRESS, *run_dir.glob(f".{PROGRESS}.*")):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 

@@ -21,6 +21,8 @@ from .processes import children, wait_for_end, wait_until
 from .running import Session
 from .stuck import lock_memory
 
+INVOCATION = {"INVOCATION_ID": "4711"}
+RUN_DIRECTORY = {".vmsnap", "lock", "last-result.json"}  # when no session is in progress
 POST = "resumed $VMSNAP_OUTCOME $VMSNAP_CONSISTENCY"
 # The engine dies when it has forked another supervisor, before that is told anything.
 KILLED_AFTER_REPLACING = """
@@ -108,6 +110,74 @@ def resumed(lab: Lab) -> list[str]:
     """How the post-script was run, in all."""
     lab.wait_for_rest()
     return [word for word in lab.events.heard if word.startswith("resumed")]
+
+
+# --- everything is killed ------------------------------------------------------------------------
+
+
+NEXT = {
+    "force": ("thaw", "--force"),
+    "unit": ("session", "--stopped"),
+    "session": ("run",),
+}
+
+
+def come_next(lab: Lab, who: str) -> None:
+    if who == "session":
+        assert lab.run("exit 0").code == 0
+    else:
+        assert lab.vmsnap(*NEXT[who], env=INVOCATION).code == 0
+
+
+@pytest.mark.parametrize("who", NEXT)
+@pytest.mark.parametrize("content", [None, "", "no JSON", '{"session": 1}'])
+def test_what_is_pending_is_run_whatever_became_of_session_json(
+    lab: Lab, content: str | None, who: str
+) -> None:
+    database(lab)
+    kill_all(lab.hold(env=INVOCATION))
+    lab.release()
+    progress = lab.run_directory / "session.json"
+    progress.unlink()
+    if content is not None:
+        lab.write(progress, content, 0o600)
+    come_next(lab, who)
+    expected = ["resumed failed none", "resumed success application"]
+    assert resumed(lab) == expected[: 2 if who == "session" else 1]
+    assert lab.frozen == []
+    history = lab.vmsnap("status", "--json").result["last"]
+    assert who == "session" or history["errors"][0]["name"] == "EngineLost"
+    come_next(lab, "force")
+    assert len(resumed(lab)) == (2 if who == "session" else 1)
+    assert {path.name for path in lab.run_directory.iterdir()} <= RUN_DIRECTORY
+
+
+def test_what_is_pending_stays_on_record_until_it_can_be_run(lab: Lab) -> None:
+    database(lab)
+    kill_all(lab.hold())
+    lab.release()
+    config = lab.etc / "vmsnap/apps.d/db.json"
+    config.chmod(0o644)
+    for _ in range(2):
+        assert lab.run("exit 0").verdict == ("success", "filesystem", 0)
+        assert resumed(lab) == []
+    config.chmod(0o600)
+    assert lab.run("exit 0").verdict == ("success", "application", 0)
+    assert resumed(lab) == ["resumed failed none", "resumed success application"]
+
+
+def test_force_leaves_nothing_that_is_not_pending(lab: Lab) -> None:
+    """The app has no post-script, and a command's temporary directory is left."""
+    lab.filesystem()
+    lab.app(pre="exit 0")
+    kill_all(lab.hold())
+    lab.release()
+    for name in (".frozen.json.new", ".session.json.0815"):
+        lab.write(lab.run_directory / name, "", 0o600)
+    assert (lab.run_directory / "scripts").exists()
+    assert (lab.run_directory / "tmp").exists()
+    assert lab.vmsnap("thaw", "--force").code == 0
+    assert {path.name for path in lab.run_directory.iterdir()} <= RUN_DIRECTORY
 
 
 # --- supervisors that are killed -----------------------------------------------------------------

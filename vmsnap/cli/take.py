@@ -161,7 +161,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     descriptor = lock.acquire(options.run_dir, session)
     waiter = Waiter(STOP_SIGNALS)
     manager = Manager()
-    conclude(options.run_dir, options.state, descriptor, waiter, manager)
+    conclude(options.etc, options.run_dir, options.state, descriptor, waiter, manager)
     taker, line = CommandTaker(), progress_line()
 
     def show(phase: Phase) -> None:
@@ -287,7 +287,8 @@ def session_command(arguments: argparse.Namespace) -> int:
     if arguments.stopped and "INVOCATION_ID" not in os.environ:
         arguments.parser.error("this is ExecStopPost= of a unit; there is `vmsnap thaw --force`")
     if arguments.stopped:
-        return OK if recovery.stopped(arguments.run, arguments.state) else FAILED
+        done = recovery.stopped(arguments.etc, arguments.run, arguments.state)
+        return OK if done else FAILED
     if "VMSNAP_UNIT" not in os.environ:
         arguments.parser.error("this is vmsnap-session.service; begin a session: `vmsnap freeze`")
     return OK if unit.serve(arguments.run).ok else FAILED
@@ -310,7 +311,7 @@ def force_thaw(arguments: argparse.Namespace) -> int:
         try:
             lock.prepare(arguments.run)
             descriptor = lock.acquire(arguments.run, "of `vmsnap thaw --force`")
-            lost = conclude(arguments.run, arguments.state, descriptor, Waiter(()))
+            lost = conclude(arguments.etc, arguments.run, arguments.state, descriptor, Waiter(()))
         except lock.SessionInProgressError:
             lost = None  # supervisors of the session are running its post-scripts
         except lock.RunDirectoryError as e:

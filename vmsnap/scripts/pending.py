@@ -7,6 +7,9 @@ as started by the very process that becomes it, right before its exec, so that n
 between. The files have one byte and are made before the pre-script; a mark empties one, for which
 even a full tmpfs has room.
 
+The directories are scripts/SESSION/APP; what is pending is found by them alone, whatever else is
+known of the session.
+
 Runs in: engine, supervisor, caller. While frozen: only the files in the run directory.
 """
 
@@ -17,6 +20,7 @@ from pathlib import Path
 
 from vmsnap.system.files import make_private, remove_tree
 
+SCRIPTS = "scripts"
 PRE, PRE_ENDED, POST = "pre", "pre-ended", "post"
 
 
@@ -24,7 +28,7 @@ class Pending:
     """The record of one app in one session. `private` is the directory for its scripts."""
 
     def __init__(self, run_dir: Path, session: str, app: str) -> None:
-        self.directory = run_dir / "scripts" / session / app
+        self.directory = run_dir / SCRIPTS / session / app
         self.private = self.directory / "private"
 
     def begin(self, pre: bool) -> None:
@@ -74,3 +78,26 @@ class Pending:
         with contextlib.suppress(OSError):
             self.directory.parent.rmdir()
             self.directory.parent.parent.rmdir()
+
+
+def pending_in(run_dir: Path) -> dict[str, list[str]]:
+    """The apps whose post-script is pending, by session."""
+    found: dict[str, list[str]] = {}
+    for directory in sorted((run_dir / SCRIPTS).glob("*/*")):
+        session, app = directory.parts[-2:]
+        if Pending(run_dir, session, app).post:
+            found.setdefault(session, []).append(app)
+    return found
+
+
+def forget_the_rest(run_dir: Path) -> None:
+    """Remove what records say nothing that is pending; the lock is ours."""
+    keep = pending_in(run_dir)
+    for session in (run_dir / SCRIPTS).glob("*"):
+        for directory in session.glob("*"):
+            if directory.name not in keep.get(session.name, ()):
+                remove_tree(directory)
+        if session.name not in keep:
+            remove_tree(session)
+    if not keep:
+        remove_tree(run_dir / SCRIPTS)

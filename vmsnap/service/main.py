@@ -104,7 +104,7 @@ def serve(run_dir: Path) -> Result:
     descriptor = lock.acquire(run_dir, session)
     waiter = Waiter(STOP_SIGNALS)
     manager = Manager()
-    conclude(options.run_dir, options.state, descriptor, waiter, manager)
+    conclude(options.etc, options.run_dir, options.state, descriptor, waiter, manager)
     holding = Session(options, descriptor, waiter, CallerTaker(manager), session=session)
     manager.follow(holding)
     result = holding.take()

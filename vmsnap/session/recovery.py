@@ -32,6 +32,7 @@ from vmsnap.freeze.frozen_list import (
     IN_PROGRESS,
     FrozenList,
     FrozenListError,
+    discard,
     opened,
     rest_is_guards,
     thaw_after_death,
@@ -42,11 +43,12 @@ from vmsnap.journal.sender import Event, Journal, Priority
 from vmsnap.progress import Progress
 from vmsnap.result import Phase, Result, SnapshotResult
 from vmsnap.scripts.engine import SUPERVISOR
-from vmsnap.scripts.pending import Pending
+from vmsnap.scripts.pending import SCRIPTS, Pending, forget_the_rest, pending_in
 from vmsnap.session import lock
 from vmsnap.session.notify import Manager, outcome_line
 from vmsnap.session.options import Options
-from vmsnap.session.session import Session
+from vmsnap.session.session import TEMPORARY, Session
+from vmsnap.system.files import remove_tree
 from vmsnap.system.process import in_child, send_once
 from vmsnap.system.waiter import Waiter
 
@@ -83,7 +85,8 @@ def end_lost(
     session.started = datetime.datetime.fromisoformat(lost.started)
     if manager:
         manager.follow(session)
-    message = f"the process of session {session.id} was killed in phase {lost.phase}"
+    message = f"the process of session {session.id} was killed"
+    message += f" in phase {lost.phase}" if lost.phase else f"; its {progress.PROGRESS} is lost"
     session.record.fail(Problem(Kind.ENGINE_LOST, message, lost.phase))
     session.found = checks.inspect(options.etc)
     if lock >= 0 or not supervised():  # only then is what is pending certain
@@ -114,17 +117,61 @@ def known_of(lost: Progress, session: Session, result: Result) -> Result:
 
 
 def conclude(
-    run_dir: Path, state: Path, lock: int, waiter: Waiter, manager: Manager | None = None
+    etc: Path,
+    run_dir: Path,
+    state: Path,
+    lock: int,
+    waiter: Waiter,
+    manager: Manager | None = None,
 ) -> Result | None:
-    """With the lock in hand: end a session whose engine, guard and supervisors were all killed.
-    Return its result, None if there is no such session."""
+    """With the lock in hand: end a session whose engine, guard and supervisors were all killed, and
+    remove what is left of it. Return its result, None if there is no such session."""
     if (run_dir / FROZEN_LIST).exists():
         thaw_left(run_dir, waiter)
     lost = progress.read(run_dir)
-    return end_lost(lost, run_dir, state, lock, waiter, manager) if lost else None
+    result = end_lost(lost, run_dir, state, lock, waiter, manager) if lost else None
+    for unrecorded in sessions_without_progress(run_dir, etc, lost):
+        result = end_lost(unrecorded, run_dir, state, lock, waiter, manager)
+    forget_the_rest(run_dir)
+    remove_tree(run_dir / TEMPORARY)
+    discard(run_dir)
+    progress.discard(run_dir)
+    return result
 
 
-def stopped(run_dir: Path, state: Path) -> bool:
+def sessions_without_progress(run_dir: Path, etc: Path, known: Progress | None) -> list[Progress]:
+    """Sessions of which a post-script is pending that can be run, but whose session.json is lost.
+    Not the one that is `known`."""
+    left = pending_in(run_dir)
+    if known:
+        left.pop(known.session, None)
+    runnable = {app.name for app in checks.inspect(etc).runnable} if left else set()
+    return [
+        without_progress(run_dir, etc, session, apps)
+        for session, apps in left.items()
+        if runnable.intersection(apps)
+    ]
+
+
+def without_progress(run_dir: Path, etc: Path, session: str, apps: list[str]) -> Progress:
+    began = (run_dir / SCRIPTS / session).stat().st_mtime
+    return Progress(
+        session=session,
+        phase="",
+        engine=0,
+        invocation="",
+        held=False,
+        etc=str(etc),
+        consistency=Level.NONE.word,
+        required=Level.CRASH.word,
+        started=datetime.datetime.fromtimestamp(began, datetime.timezone.utc).isoformat(),
+        apps=tuple(apps),
+        filesystems=(),
+        hold_ends=None,
+    )
+
+
+def stopped(etc: Path, run_dir: Path, state: Path) -> bool:
     """ExecStopPost=: the unit's main process has ended. False if anything may stay frozen."""
     invocation = os.environ["INVOCATION_ID"]
     waiter = Waiter(())
@@ -142,6 +189,12 @@ def stopped(run_dir: Path, state: Path) -> bool:
         manager = Manager()
         result = end_lost(lost, run_dir, state, descriptor, waiter, manager)
         manager.notify(f"STATUS={outcome_line(result)}")
+    for unrecorded in [] if lost else sessions_without_progress(run_dir, etc, None):
+        # Else supervisors are at work, or a new session is, which does this as well.
+        with contextlib.suppress(lock.SessionInProgressError, lock.RunDirectoryError):
+            descriptor = lock.acquire(run_dir, unrecorded.session)
+            end_lost(unrecorded, run_dir, state, descriptor, waiter, Manager())
+            os.close(descriptor)
     return good
 
 

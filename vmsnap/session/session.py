@@ -36,6 +36,7 @@ from vmsnap.progress import Progress
 from vmsnap.result import Phase, Result, SnapshotResult, new_session_id
 from vmsnap.scripts.engine import AppScripts, run_scripts
 from vmsnap.scripts.output import LINES
+from vmsnap.scripts.pending import pending_in
 from vmsnap.scripts.runner import ScriptRun
 from vmsnap.session.finish import keep, result_of, send_end
 from vmsnap.session.hold import Hold
@@ -47,6 +48,7 @@ from vmsnap.system.process import become_subreaper, forbid_core_dumps
 from vmsnap.system.waiter import Waiter
 
 WATCH_PATIENCE = 5.0  # seconds
+TEMPORARY = "tmp"  # in the run directory
 
 
 class SnapshotTaker(Protocol):
@@ -103,7 +105,7 @@ class Session:
         self.freezer: Freezer | None = None
         self.hold: Hold | None = None
         self.required = Level.CRASH
-        self.temporary = options.run_dir / "tmp" / self.id
+        self.temporary = options.run_dir / TEMPORARY / self.id
         self.taken = False
 
     def take(self) -> Result:
@@ -175,8 +177,7 @@ class Session:
         self.taker.prepare(self)
 
     def recover(self) -> None:
-        """Clean up after a session that was killed, so far as recovery.py could not. We hold the
-        lock, so no other process does the same."""
+        """Say what of a session that was killed recovery.py could not do."""
         listed = self.options.run_dir / FROZEN_LIST
         if listed.exists():
             message = (
@@ -184,8 +185,11 @@ class Session:
                 f"it is no longer there, remove {listed}"
             )
             self.record.fail(Problem(Kind.THAW_FAILED, message, Phase.CHECK))
-        remove_tree(self.options.run_dir / "scripts")
-        remove_tree(self.options.run_dir / "tmp")
+        for session, apps in pending_in(self.options.run_dir).items():
+            self.record.note(
+                f"the post-scripts of session {session} are still to be run, and could not be: "
+                f"{', '.join(apps)}; see `vmsnap check`"
+            )
         make_private(self.temporary)
 
     def pre(self) -> None:
