@@ -72,6 +72,24 @@ def test_survivors_thaw_what_freezes_after_the_death_of_engine_and_guard(
     assert lab.run("exit 0").verdict == ("success", "application", 0)
 
 
+def test_what_freezes_late_is_thawed_while_the_post_script_runs(lab: Lab) -> None:
+    """Which may wait for nothing else than to write there."""
+    lab.app(pre="exit 0", post=f"{lab.say(POST)}; {lab.stop_at('post')}")
+    session, late = inside(lab)
+    guard = session.guard
+    (command,) = session.below("vmsnap-command")
+    os.kill(command, signal.SIGKILL)
+    kill_both(session)
+    assert lab.events.wait("resumed") == "failed none"
+    late.let_go()
+    assert wait_for_end(guard)
+    lab.wait_for_thaw()
+    lab.open("post")
+    lab.wait_for_rest()
+    assert lab.frozen == []
+    assert not (lab.run_directory / "frozen.json").exists()
+
+
 def test_force_thaws_what_freezes_after_everything_was_killed(lab: Lab) -> None:
     session, late = inside(lab)
     kill_all(session)

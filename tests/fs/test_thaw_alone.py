@@ -54,6 +54,21 @@ def thaw(*arguments):
 freezer.thaw_for_guard = thaw
 sys.exit(main.main())
 """
+# There is no child, and what the engine does itself takes its time.
+THAW_HANGS = """
+import errno, os, sys
+from vmsnap.cli import main
+from vmsnap.freeze import freezer, thaw
+thaw_now = thaw.Call._thaw
+def none(*arguments):
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+def late(call):
+    with open(GATE, "rb", buffering=0) as gate:
+        gate.read(1)
+    thaw_now(call)
+freezer.in_child, thaw.Call._thaw = none, late
+sys.exit(main.main())
+"""
 STOPPED_BEFORE_THE_COMMAND = """
 import os, signal, sys
 from vmsnap.cli import main
@@ -152,6 +167,22 @@ def test_the_engine_thaws_by_itself_when_its_child_was_killed(lab: Lab) -> None:
     assert outcome.errors == ["GuardLost"]
     assert outcome.result["frozen_seconds"] > 0
     assert not (lab.run_directory / "frozen.json").exists()
+
+
+def test_an_engine_that_thaws_by_itself_waits_for_that_before_it_ends(lab: Lab) -> None:
+    """Its end would kill the FITHAW, after which btrfs is read-only for good."""
+    lab.filesystem()
+    gate = lab.gate("thaw")
+    session = lab.hold(program=python(THAW_HANGS.replace("GATE", repr(str(gate.path)))))
+    os.kill(session.guard, signal.SIGKILL)
+    lab.release()
+    wait_until(lambda: (lab.run_directory / "last-result.json").exists())
+    assert not wait_for_end(session.pid, 1.0)
+    assert lab.frozen == ["fs0"]
+    lab.open("thaw")
+    outcome = session.finish()
+    assert set(outcome.errors) == {"GuardLost", "ThawFailed"}
+    assert lab.frozen == []
 
 
 def test_a_supervisor_thaws_when_the_engine_is_stopped_before_the_command(lab: Lab) -> None:

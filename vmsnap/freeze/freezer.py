@@ -19,6 +19,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from vmsnap.freeze.states import NOT_FROZEN, States
 from vmsnap.freeze.thaw import (
     STEP_PATIENCE,
     Suspect,
+    go_on,
     open_rcu,
     restore_rcu,
     thaw_for_guard,
@@ -88,6 +90,7 @@ class Freezer:
         self._states: States | None = None
         self._lock = self._list = self._process = -1
         self._rcu = open_rcu()
+        self._rest: threading.Thread | None = None  # of a thaw that was not done in time
         self._commands = self._answers = self._stderr = -1
 
     # --- before the freeze ---
@@ -300,7 +303,12 @@ class Freezer:
             received = in_child(thaw, "vmsnap-thaw", keep, self._waiter, self._patience())
             results = {} if received is None else json.loads(received or "null")
         if results is None:  # there was no child, or it was killed
-            results = next(thaw_for_guard(self._process, states, [suspects]))
+            thaws = thaw_for_guard(self._process, states, [suspects])
+            results = next(thaws)
+            try:
+                self._rest = go_on(thaws)
+            except RuntimeError:  # no more threads
+                collections.deque(thaws, maxlen=0)
         for index, error in results.items():
             if error not in (errno.EINPROGRESS, errno.ETIMEDOUT):
                 self.filesystems[int(index)].thaw_error = error
@@ -319,13 +327,14 @@ class Freezer:
             os.close(self._commands)
             self._commands = -1
             self._await("done", ANSWER)
-        for fd in (self._answers, self._stderr, self._list, self._process, self._rcu):
+        fds = [self._answers, self._stderr, self._rcu]
+        if not (self._rest and self._rest.is_alive()):  # which would thaw by their numbers
+            fds += [self._list, self._process, *(f.fd for f in self.filesystems)]
+        for fd in fds:
             if fd >= 0:
                 os.close(fd)
         with contextlib.suppress(OSError):
             frozen_list.discard(self._run)
-        for f in self.filesystems:
-            os.close(f.fd)
         if self._guard:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._guard.pid, os.WNOHANG)

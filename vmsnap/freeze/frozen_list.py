@@ -167,11 +167,15 @@ def unanswered(run_dir: Path) -> dict[str, list[Blocker]]:
 
 
 def thaw_listed(
-    run_dir: Path, report: Callable[[str], None], remove: bool = True, session: str = ""
+    run_dir: Path,
+    report: Callable[[str], None],
+    remove: bool = True,
+    session: str = "",
+    end_patience: float = STEP_PATIENCE,
 ) -> Iterator[bool]:
     """Thaw what the list in the run directory says may be frozen. Yield whether all of it is thawed
-    now; if not, since a killed guard is still inside a freeze, go on to wait for that without limit
-    and yield again.
+    now; if not, since the guard is still inside a freeze after `end_patience` seconds, go on to
+    wait for that without limit and yield again.
 
     When all is thawed, `remove` the list, which is right unless the session it belongs to is still
     alive. As long as anything is left of the guard it stays, since what is not asked for yet may
@@ -200,7 +204,7 @@ def thaw_listed(
             stack.callback(os.close, guard)
         reported: dict[int, int] = {}
         missing = False
-        for results in thaw_for_guard(guard, listed.states, batches()):
+        for results in thaw_for_guard(guard, listed.states, batches(), end_patience):
             while unreached:
                 index, reason = unreached.popitem()
                 missing = True
@@ -236,6 +240,7 @@ def thaw_after_death(
     report: Callable[[str], None] = lambda _: None,
     session: str = "",
     patience: float = STEP_PATIENCE,
+    end_patience: float = STEP_PATIENCE,
 ) -> Iterator[bool]:
     """For whoever outlived the engine, or comes after it. The guard thaws then, so give it
     `patience` seconds; if the list is still there, thaw in its place, whatever state it is in.
@@ -244,7 +249,7 @@ def thaw_after_death(
         with opened(run_dir) as listed:
             guard = listed.guard
         stops_deciding(guard, patience)
-        yield from thaw_listed(run_dir, report, session=session)
+        yield from thaw_listed(run_dir, report, session=session, end_patience=end_patience)
 
 
 def rest_is_guards(run_dir: Path) -> bool:

@@ -6,6 +6,7 @@ Runs in: engine, supervisor, caller, forks of them. While frozen: no file, no jo
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import fcntl
@@ -36,7 +37,10 @@ class Suspect:
 
 
 def thaw_for_guard(
-    guard: int | None, states: States, batches: Iterable[Sequence[Suspect]]
+    guard: int | None,
+    states: States,
+    batches: Iterable[Sequence[Suspect]],
+    end_patience: float = STEP_PATIENCE,
 ) -> Iterator[dict[int, int]]:
     """Thaw in the guard's place: the one way of all who have to. `guard` is its pidfd, None if
     nothing is left of it. What comes in one batch is thawed before the next is asked for. Yield the
@@ -44,7 +48,7 @@ def thaw_for_guard(
 
     As long as anything is left of the guard, even if it was killed, a FIFREEZE without an answer
     may yet succeed, and until then FITHAW says EINVAL (fs/super.c, freeze_super). So wait for the
-    end of the guard and thaw again, but yield EINPROGRESS for those after STEP_PATIENCE, and
+    end of the guard and thaw again, but yield EINPROGRESS for those after `end_patience`, and
     ETIMEDOUT for a FITHAW that has not returned. Whoever goes on waits without limit, until there
     is nothing to yield but how it ended. A process must go on before it ends: its end would kill
     a FITHAW, after which btrfs is read-only for good.
@@ -56,7 +60,7 @@ def thaw_for_guard(
     for batch in batches:
         suspects += batch
         calls.update(thaw_all(batch))
-    for patience in (STEP_PATIENCE, None):
+    for patience in (end_patience, None):
         if patience is None:
             for call in calls.values():
                 call.wait(None)
@@ -77,6 +81,14 @@ def thaw_for_guard(
         yield results
         if not {errno.EINPROGRESS, errno.ETIMEDOUT} & set(results.values()):
             return
+
+
+def go_on(thaws: Iterator[object]) -> threading.Thread:
+    """Do what is left of a thaw in a thread, for whose end the process has to wait; an engine does
+    so by itself. Raises RuntimeError if there are no more threads."""
+    thread = threading.Thread(target=collections.deque, args=(thaws, 0))
+    thread.start()
+    return thread
 
 
 def thaw_all(suspects: Iterable[Suspect]) -> dict[int, Call]:

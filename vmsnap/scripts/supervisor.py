@@ -23,10 +23,12 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vmsnap.freeze.frozen_list import thaw_after_death
+from vmsnap.freeze.thaw import STEP_PATIENCE, go_on
 from vmsnap.system.proc import descendants, has_ended, started_by
 from vmsnap.system.process import (
     PIPE_READS,
@@ -104,8 +106,8 @@ def supervise(
     def serve() -> None:
         supervisor = Supervisor(there, run_dir)
         body(supervisor)
-        for thaw in supervisor.thaws:  # perhaps the guard is only now out of a FIFREEZE, and dead
-            collections.deque(thaw, maxlen=0)
+        for wait in supervisor.thaws:
+            wait()
 
     pid = fork(serve, name, keep)
     there.close()
@@ -120,7 +122,7 @@ class Supervisor:
         self.alone = False  # the engine is dead
         self.discard: set[int] = set()  # pipes that outlived their program: read, so nobody blocks
         self.thawed_by: float | None = None  # monotonic; see Link.watch
-        self.thaws: list[Iterator[bool]] = []  # begun here; some wait for a FIFREEZE to return
+        self.thaws: list[Callable[[], object]] = []  # each waits for one that was begun here
         self._run_directory = run_dir
         self._running = 0  # the pid of what run() has started to wait for
         self._ended: ExitStatus | None = None
@@ -167,19 +169,25 @@ class Supervisor:
             message = receive(self.channel)
             if message is None:
                 self.alone = True
-                self._thaw(thaw_after_death(self._run_directory))
+                self._thaw(STEP_PATIENCE)
             elif "watch" in message:
                 self.thawed_by = time.monotonic() + message["watch"]
             else:
                 self._orders.append(message)
         if self.thawed_by is not None and time.monotonic() >= self.thawed_by:
             self.thawed_by = None
-            self._thaw(thaw_after_death(self._run_directory, patience=0.0))
+            self._thaw(0.0)
         return ready
 
-    def _thaw(self, thaw: Iterator[bool]) -> None:
-        self.thaws.append(thaw)
+    def _thaw(self, patience: float) -> None:
+        """Thaw what the guard has not thawed within `patience`. What can only be thawed when a
+        FIFREEZE has returned keeps no application quiesced."""
+        thaw = thaw_after_death(self._run_directory, patience=patience, end_patience=0.0)
         next(thaw, None)
+        try:
+            self.thaws.append(go_on(thaw).join)
+        except RuntimeError:  # no more threads: in the end
+            self.thaws.append(partial(collections.deque, thaw, 0))
 
     def _reap(self) -> None:
         """All but what run() waited for: if we are killed before its end is on record, the engine,
