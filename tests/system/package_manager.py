@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tests.fs.processes import is_stuck
 from tests.packages import made
 
 from .apps import DIRECTORY, Running, Scene, until
@@ -101,12 +102,14 @@ class PackageManager(ABC):
         return said
 
     @contextmanager
-    def meanwhile(self, container: Container, step: str) -> Iterator[Running]:
-        """The same while something else is done."""
+    def waiting(self, container: Container, step: str) -> Iterator[None]:
+        """The same while `/` is frozen, for the thaw of which it waits from the beginning."""
         process = container.popen(
             *self.argv(step), env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        yield Running(process)
+        running = Running(process)
+        until(lambda: any(is_stuck(pid) for pid in running.below))
+        yield
         out, _ = process.communicate(timeout=PATIENCE)
         container.processes.remove(process)
         assert process.returncode == 0, out

@@ -7,11 +7,10 @@ Nobody has said that a snapshot was taken, so the session that is ended has fail
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.fs.processes import is_stuck
 from tests.packages import made
 
 from .apps import UNIT, Scene, scene_of, until
@@ -288,29 +287,28 @@ def test_a_session_around_a_command_keeps_its_lock(manager: PackageManager, data
     assert not data.container.frozen(DATA)
 
 
-def test_a_session_that_begins_in_the_middle_of_it_ends(
-    manager: PackageManager, data: Scene
-) -> None:
-    data.database()
+def begin_in_the_middle(data: Scene) -> dict[str, str]:
     data.begin_when_stopped(PATH, f"--only={DATA}")
-    manager.run(data.container, "remove")
-    manager.assert_gone(data.container)
-    assert not data.container.frozen(DATA)
-    assert data.events.heard == FAILED
-    assert_result(manager, data.container, outcome="failed")
+    return {}
 
 
-def test_a_held_session_does_not_end_as_taken_when_the_program_cannot_run(
-    manager: PackageManager, data: Scene
-) -> None:
-    data.database()
+def begin_where_the_program_cannot_run(data: Scene) -> dict[str, str]:
     session = data.freeze(f"--only={DATA}")["session"]
     data.container.run("chmod", "-x", "/usr/bin/vmsnap", check=True)
+    return {"session": session}
+
+
+@pytest.mark.parametrize("begin", [begin_in_the_middle, begin_where_the_program_cannot_run])
+def test_a_held_session_does_not_end_as_taken(
+    manager: PackageManager, data: Scene, begin: Callable[[Scene], dict[str, str]]
+) -> None:
+    data.database()
+    known = begin(data)
     manager.run(data.container, "remove")
     manager.assert_gone(data.container)
     assert not data.container.frozen(DATA)
     assert data.events.heard == FAILED
-    assert_result(manager, data.container, session=session, outcome="failed")
+    assert_result(manager, data.container, **known, outcome="failed")
 
 
 def test_a_removal_waits_for_the_thaw_of_the_root_filesystem(
@@ -319,8 +317,7 @@ def test_a_removal_waits_for_the_thaw_of_the_root_filesystem(
     container = scene.container
     scene.database()
     scene.freeze()
-    with manager.meanwhile(container, "remove") as removal:
-        until(lambda: any(is_stuck(pid) for pid in removal.below))
+    with manager.waiting(container, "remove"):
         assert container.frozen("/")
         outcome = scene.thaw()
     assert (outcome.verdict, outcome.errors) == (("success", "application", 0), [])

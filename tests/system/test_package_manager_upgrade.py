@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.processes import is_stuck
 from tests.packages import made
 
 from .apps import Scene, scene_of, until
@@ -268,8 +267,7 @@ def test_an_upgrade_waits_for_the_thaw_of_the_root_filesystem(
     container = scene.container
     scene.database()
     scene.freeze()
-    with manager.meanwhile(container, "upgrade") as upgrade:
-        until(lambda: any(is_stuck(pid) for pid in upgrade.below))
+    with manager.waiting(container, "upgrade"):
         assert container.frozen("/")
         assert scene.state == ("active", "success")
         outcome = scene.thaw()
@@ -284,8 +282,7 @@ def test_an_upgrade_waits_for_the_end_of_a_hold_that_nobody_ends(
     container = scene.container
     scene.database()
     session = scene.freeze("--hold=5")["session"]
-    with manager.meanwhile(container, "upgrade") as upgrade:
-        until(lambda: any(is_stuck(pid) for pid in upgrade.below))
+    with manager.waiting(container, "upgrade"):
         assert scene.events.wait("resumed") == "failed none"
     assert manager.version(container) == made.NEW
     outcome = scene.thaw()
