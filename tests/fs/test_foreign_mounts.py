@@ -105,10 +105,10 @@ def entry_of(device: str) -> Entry:
 
 def opened(lab: Lab, *entries: Entry) -> tuple[list[str], list[Problem]]:
     """The devices that could be opened, and what was wrong. Nothing is frozen."""
-    pinned, problems = open_plan(Plan(entries), lab.run_directory)
-    for filesystem in pinned:
-        os.close(filesystem.fd)
-    return [filesystem.entry.device for filesystem in pinned], problems
+    opened = open_plan(Plan(entries), lab.run_directory)
+    opened.close()
+    devices = [filesystem.entry.device for filesystem in opened.filesystems]
+    return devices, [*opened.left_out, *opened.refused]
 
 
 # --- sources -------------------------------------------------------------------------------------

@@ -118,11 +118,11 @@ def inspect_filesystems(found: Inspection, plan: Plan, run_dir: Path) -> None:
     from vmsnap.freeze.failures import left_out, unused_excludes
     from vmsnap.freeze.filesystem import open_plan
 
-    pinned, failures = open_plan(plan, run_dir)
-    for filesystem in pinned:
-        os.close(filesystem.fd)
+    opened = open_plan(plan, run_dir)
+    opened.close()
+    problems = (*left_out(plan), *opened.left_out, *opened.refused)
     found.problems += unused_excludes(plan)
-    found.problems += (replace(p, phase="check") for p in (*left_out(plan), *failures))
+    found.problems += (replace(problem, phase="check") for problem in problems)
 
 
 def inspect_remains(found: Inspection, run_dir: Path) -> None:

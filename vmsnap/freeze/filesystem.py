@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opening the filesystems of a plan so that they are certainly those, and stay them.
 
-While the descriptor is open, umount fails instead of hiding a frozen superblock. What only another
-mount namespace has is opened in a child (ways.py): the path there is not ours and may lead
-anywhere, so the engine itself looks at none of it.
+While the descriptor is open, umount fails instead of hiding a frozen superblock. All are opened in
+a child (ways.py): any path may lead to a server that never answers.
 
 Runs in: engine, caller (`vmsnap check`). While frozen: no file, no journal, no import.
 """
@@ -11,15 +10,16 @@ Runs in: engine, caller (`vmsnap check`). While frozen: no file, no journal, no 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.freeze.blockers import Blocker
-from vmsnap.freeze.plan import Entry, Plan
-from vmsnap.freeze.ways import MountOpenError, open_filesystem, open_ways
+from vmsnap.freeze.new_mount import device_number, mount_again
+from vmsnap.freeze.plan import REMOTE, Entry, Plan, block_devices
+from vmsnap.freeze.ways import Way, open_all, open_filesystem
 from vmsnap.result import FilesystemResult
 from vmsnap.system.files import mount_id
 
@@ -73,69 +73,97 @@ class Filesystem:
                 yield at, name
 
 
-def open_plan(plan: Plan, run_dir: Path) -> tuple[list[Filesystem], list[Problem]]:
-    """Open every filesystem that the plan acts on. The caller closes what it gets.
+@dataclass
+class Opened:
+    """What of a plan could be opened, for the caller to close. `left_out` is why not the rest,
+    without which the others are frozen; `refused` is why nothing may be frozen at all."""
 
-    Nothing may be frozen if there is any error: a filesystem cannot be opened, a pattern of --only
-    names nothing, nothing is left to freeze, or the run directory would be frozen as well. What
-    cannot be opened and only a foreign user namespace has is left out with a warning: else any user
-    could end every freeze.
+    filesystems: list[Filesystem]
+    left_out: list[Problem]
+    refused: list[Problem]
+
+    def close(self) -> None:
+        for filesystem in self.filesystems:
+            os.close(filesystem.fd)
+
+
+def open_plan(plan: Plan, run_dir: Path) -> Opened:
+    """Open every filesystem that the plan acts on.
+
+    What cannot be opened is left out, and so is that of the run directory: an error, but a warning
+    if only a foreign user namespace has it, else any user could end every freeze. Nothing may be
+    frozen if a pattern of --only names nothing, or nothing is left.
     """
-    pinned: list[Filesystem] = []
-    failures = [warning(Kind.MOUNT_OPEN_FAILED, note) for note in plan.notes]
+    opened = Opened([], [warning(Kind.MOUNT_OPEN_FAILED, note) for note in plan.notes], [])
 
-    def fail(kind: Kind, subject: str, message: str) -> None:
-        failures.append(Problem(kind, message, "freeze", subject))
+    def left_out(kind: Kind, entry: Entry, message: str) -> None:
+        opened.left_out.append(Problem(kind, message, "freeze", entry.mount))
 
     run_mount = mount_of(run_dir)
-    elsewhere = open_elsewhere([e for e in plan.acted_on if e.mounts[0].pid is not None])
-    for entry in plan.acted_on:
-        try:
-            fd = descriptor(entry, elsewhere)
-        except MountOpenError as e:
-            if entry.foreign:
-                message = f"{entry.mount}: left out, as only a foreign user namespace has it: {e}"
-                failures.append(warning(Kind.MOUNT_OPEN_FAILED, message, entry.mount))
-            else:
-                fail(Kind.MOUNT_OPEN_FAILED, entry.mount, f"{entry.mount}: {e}")
-            continue
-        pinned.append(Filesystem(entry, fd))
-        if run_mount in {mount.id for mount in entry.mounts}:
+    for entry, answer in zip(plan.acted_on, open_entries(plan.acted_on)):
+        if isinstance(answer, str) and entry.foreign:
+            message = f"{entry.mount}: left out, as only a foreign user namespace has it: {answer}"
+            opened.left_out.append(warning(Kind.MOUNT_OPEN_FAILED, message, entry.mount))
+        elif isinstance(answer, str):
+            message = f"{entry.mount}{behind(entry, plan)}: left out: {answer}"
+            left_out(Kind.MOUNT_OPEN_FAILED, entry, message)
+        elif run_mount in {mount.id for mount in entry.mounts}:
+            os.close(answer)
             message = (
                 f"{entry.mount}: found the run directory {run_dir} on it, expected it on a tmpfs, "
-                "since vmsnap cannot write there while it is frozen"
+                "since vmsnap cannot write there while it is frozen; left out"
             )
-            fail(Kind.FREEZE_FAILED, entry.mount, message)
+            left_out(Kind.FREEZE_FAILED, entry, message)
+        else:
+            opened.filesystems.append(Filesystem(entry, answer))
     for pattern in plan.unmatched:
-        fail(Kind.MOUNT_OPEN_FAILED, pattern, f"{pattern!r}: found nothing mounted there")
-    if not pinned and all(entry.foreign for entry in plan.acted_on):
-        fail(Kind.FREEZE_FAILED, "", "found no filesystem to freeze; `vmsnap plan` says why")
-    return pinned, failures
+        message = f"{pattern!r}: found nothing mounted there"
+        opened.refused.append(Problem(Kind.MOUNT_OPEN_FAILED, message, "freeze", pattern))
+    if not opened.filesystems and not any(p.severity is Severity.ERROR for p in opened.left_out):
+        message = "found no filesystem to freeze; `vmsnap plan` says why"
+        opened.refused.append(Problem(Kind.FREEZE_FAILED, message, "freeze"))
+    return opened
 
 
 def warning(kind: Kind, message: str, subject: str = "") -> Problem:
     return Problem(kind, message, "freeze", subject, severity=Severity.WARNING)
 
 
-def descriptor(entry: Entry, elsewhere: Mapping[str, int | str]) -> int:
-    answer = elsewhere.get(entry.device)
-    if isinstance(answer, str):
-        raise MountOpenError(answer)
-    return open_filesystem(entry.mounts) if answer is None else answer
+def open_entries(entries: Sequence[Entry]) -> list[int | str]:
+    """A descriptor of each, or why there is none: by any of its mounts, else by a new one."""
+    answers: dict[int, int | str] = dict.fromkeys(range(len(entries)), "")
+    ours = [number for number, entry in enumerate(entries) if not entry.foreign]
+    for way, numbers in ((by_mounts, [*answers]), (by_new_mount, ours)):
+        ways = [(n, way(entries[n])) for n in numbers if isinstance(answers[n], str)]
+        for number, answer in open_all(ways).items():
+            first = answers[number]
+            answers[number] = f"{first}; {answer}" if first and isinstance(answer, str) else answer
+    return list(answers.values())
 
 
-def open_elsewhere(entries: Sequence[Entry]) -> dict[str, int | str]:
-    """Open what other mount namespaces have, bounded. Return for each device a descriptor, or why
-    there is none."""
-    if not entries:
-        return {}
-    ways = [(n, partial(open_filesystem, entry.mounts)) for n, entry in enumerate(entries)]
-    try:
-        batches = [*open_ways(ways)]
-    except OSError as e:
-        reason = f"cannot start a process for it: {e.strerror}"
-        return {entry.device: reason for entry in entries}
-    return {entries[n].device: answer for batch in batches for n, answer in batch.items()}
+def by_mounts(entry: Entry) -> Way:
+    return partial(open_filesystem, entry.mounts)
+
+
+def by_new_mount(entry: Entry) -> Way:
+    """For what is covered, or lies behind a server that does not answer."""
+    mount = entry.mounts[0]
+    disks = block_devices(mount, Path("/sys"))
+    st_dev = None if mount.device.startswith("0:") else device_number(mount.device)
+    return partial(mount_again, disks, mount.fstype, "", st_dev)
+
+
+def behind(entry: Entry, plan: Plan) -> str:
+    """Names the server that has to answer before this filesystem can be looked at."""
+    above = {str(path) for path in PurePath(entry.mount).parents}
+    servers = [
+        mount
+        for other in plan.entries
+        for mount in other.mounts
+        if mount.path in above and (mount.fstype in REMOTE or mount.fstype.startswith("fuse"))
+    ]
+    nearest = max(servers, key=lambda mount: len(mount.path), default=None)
+    return f", behind {nearest.path} ({nearest.fstype} of {nearest.source})" if nearest else ""
 
 
 def mount_of(path: Path) -> int:

@@ -32,7 +32,7 @@ from vmsnap.freeze.failures import (
     read_only_failures,
     thaw_failures,
 )
-from vmsnap.freeze.filesystem import Filesystem, open_plan
+from vmsnap.freeze.filesystem import Filesystem, Opened, open_plan
 from vmsnap.freeze.frozen_list import FROZEN_LIST
 from vmsnap.freeze.plan import Plan
 from vmsnap.freeze.reopen import Item, identify
@@ -95,11 +95,12 @@ class Freezer:
 
     # --- before the freeze ---
 
-    def open(self, plan: Plan) -> list[Problem]:
-        """Pin all filesystems of the plan. Nothing may be frozen if anything is wrong."""
-        self.filesystems, failures = open_plan(plan, self._run)
+    def open(self, plan: Plan) -> Opened:
+        """Pin the filesystems of the plan."""
+        opened = open_plan(plan, self._run)
+        self.filesystems = opened.filesystems
         self._by_fd = {filesystem.fd: filesystem for filesystem in self.filesystems}
-        return failures
+        return opened
 
     def start(self, lock: int) -> list[Problem]:
         """Start the guard. It shares the session's lock. Raises OSError."""

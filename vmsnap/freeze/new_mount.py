@@ -25,10 +25,11 @@ CLOEXEC = 1  # linux/mount.h: FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
 SET_FLAG, SET_STRING, CREATE = 0, 1, 6  # linux/mount.h: enum fsconfig_command
 
 
-def mount_again(disks: Sequence[str], fstype: str, subvolume: str, st_dev: int) -> int:
+def mount_again(disks: Sequence[str], fstype: str, subvolume: str, st_dev: int | None) -> int:
     """Open the filesystem that lies on these devices (MAJOR:MINOR). `subvolume` is the id of a
-    btrfs's that has this device number. Raises OSError and MountOpenError."""
-    reason = ""
+    btrfs's that has this device number, None if it may have any. Raises OSError and
+    MountOpenError."""
+    reason = "it lies on no block device"
     for disk in disks:
         place = detached("tmpfs", {}, ())
         try:
@@ -42,7 +43,7 @@ def mount_again(disks: Sequence[str], fstype: str, subvolume: str, st_dev: int) 
             root = mounted(fstype, options)
         finally:
             os.close(place)
-        if os.fstat(root).st_dev == st_dev:
+        if st_dev in (None, os.fstat(root).st_dev):
             return root
         os.close(root)
         reason = SOMETHING_ELSE

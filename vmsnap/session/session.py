@@ -16,7 +16,7 @@ import datetime
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Protocol
@@ -25,8 +25,9 @@ from vmsnap import progress
 from vmsnap.config import checks
 from vmsnap.config.app import App
 from vmsnap.consistency import Level, consistency
-from vmsnap.errors import SCRIPT, Kind, Problem
+from vmsnap.errors import SCRIPT, Kind, Problem, Severity
 from vmsnap.freeze.failures import left_out, newly_writable, unused_excludes
+from vmsnap.freeze.filesystem import open_plan
 from vmsnap.freeze.freezer import Freezer
 from vmsnap.freeze.frozen_list import FROZEN_LIST
 from vmsnap.freeze.plan import Plan, count_disks, make_plan
@@ -113,6 +114,7 @@ class Session:
         try:
             with ExitStack() as undo:
                 self.check()
+                self.foresee()
                 if self.may_go_on():
                     undo.callback(self.clean_up)
                     undo.callback(self.post)
@@ -137,7 +139,11 @@ class Session:
 
     @property
     def level(self) -> Level:
-        kinds = [failure.kind for failure in self.record.failures if not failure.came_too_late]
+        return self.level_with(())
+
+    def level_with(self, more: Iterable[Problem]) -> Level:
+        problems = (*self.record.failures, *more)
+        kinds = [problem.kind for problem in problems if not problem.came_too_late]
         return consistency(kinds, apps=self.found.apps_meant, freezing=self.freezing)
 
     def what_is_required(self) -> Level:
@@ -153,6 +159,13 @@ class Session:
             if message not in (problem.message for problem in self.record.failures):
                 self.record.fail(Problem(Kind.SNAPSHOT_FAILED, message, self.record.phase))
         return self.level >= self.required
+
+    @property
+    def freezes(self) -> bool:
+        """Whether we freeze. Not while an earlier session's filesystems stay frozen: the list of
+        them must not be lost."""
+        left = any(problem.kind is Kind.THAW_FAILED for problem in self.record.failures)
+        return self.options.fsfreeze and self.freezing and not left
 
     @property
     def hold_seconds(self) -> float:
@@ -192,6 +205,19 @@ class Session:
             )
         make_private(self.temporary)
 
+    def foresee(self) -> None:
+        """What would end the session at its freeze ends it before anything is quiesced. All else is
+        told by the freeze, since a pre-script may mount and unmount: nothing stays open, and the
+        plan is made again."""
+        if self.required is Level.CRASH or not self.freezes:
+            return
+        plan = self.make_plan()
+        opened = open_plan(plan, self.options.run_dir)
+        opened.close()
+        errors = [p for p in (*left_out(plan), *opened.left_out) if p.severity is Severity.ERROR]
+        if self.level_with(errors) < self.required:
+            self.record.fail(*(replace(problem, phase=Phase.CHECK) for problem in errors))
+
     def pre(self) -> None:
         self.record.enter(Phase.PRE)
         self.supervise(self.found.runnable)
@@ -220,9 +246,7 @@ class Session:
                 self.record.fail(Problem(kinds.failed, message, self.record.phase, app.name))
 
     def freeze(self) -> None:
-        # While an earlier session's filesystems stay frozen, the list of them must not be lost.
-        left = any(problem.kind is Kind.THAW_FAILED for problem in self.record.failures)
-        if not (self.options.fsfreeze and self.freezing) or left:
+        if not self.freezes:
             return
         self.record.enter(Phase.PRESYNC)
         settings = self.found.settings
@@ -243,7 +267,10 @@ class Session:
             settings.kill_blocking_writers,
         )
         try:
-            if self.record.fail(*freezer.open(plan)) or self.record.fail(*freezer.start(self.lock)):
+            opened = freezer.open(plan)
+            self.record.fail(*opened.left_out)
+            refused = self.record.fail(*opened.refused) or not opened.filesystems
+            if refused or not self.may_go_on() or self.record.fail(*freezer.start(self.lock)):
                 return
         except OSError as e:  # out of descriptors or memory
             message = f"cannot prepare the freeze: {e.strerror}"

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from vmsnap.errors import Kind
+from vmsnap.freeze import filesystem
 from vmsnap.freeze.filesystem import open_plan
 from vmsnap.freeze.mountinfo import Mount, every_mount
 from vmsnap.freeze.plan import Action, Entry, Plan
-from vmsnap.freeze.ways import MountOpenError, open_filesystem
+from vmsnap.freeze.reopen import open_here
+from vmsnap.freeze.ways import MountOpenError, Way, open_filesystem
 
 
 @pytest.fixture
@@ -24,16 +26,25 @@ def proc() -> Mount:
     return next(mount for mount in every_mount() if mount.point == "/proc" and mount.pid is None)
 
 
+@pytest.fixture(autouse=True)
+def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is opened in a child is opened here."""
+
+    def open_all(ways: Sequence[tuple[int, Way]]) -> dict[int, int | str]:
+        return {number: answer for batch in open_here(ways) for number, answer in batch.items()}
+
+    monkeypatch.setattr(filesystem, "open_all", open_all)
+
+
 def entry(*mounts: Mount) -> Entry:
     return Entry(mounts, Action.FREEZE, 1, "")
 
 
 @contextmanager
 def opened(plan: Plan, run: Path) -> Iterator[list[tuple[Kind, str]]]:
-    pinned, failures = open_plan(plan, run)
-    yield [(failure.kind, failure.subject) for failure in failures]
-    for filesystem in pinned:
-        os.close(filesystem.fd)
+    opened = open_plan(plan, run)
+    yield [(problem.kind, problem.subject) for problem in (*opened.left_out, *opened.refused)]
+    opened.close()
 
 
 def test_a_mount_that_is_what_was_planned_is_opened(proc: Mount) -> None:
