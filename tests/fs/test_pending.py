@@ -270,6 +270,15 @@ def test_a_process_that_keeps_its_environment_from_being_read_keeps_no_script(la
     assert resumed(lab) == ["resumed success filesystem"]
 
 
+def test_a_supervisor_without_descriptors_does_not_run_it_again(lab: Lab) -> None:
+    lab.filesystem()
+    lab.app(pre="exit 0", post=f"{lab.say(POST)}; prlimit --pid $PPID --nofile=4:4")
+    assert lab.run("exit 0").verdict == ("success", "application", 0)
+    assert resumed(lab) == ["resumed success application"]
+    lab.vmsnap("thaw", "--force")
+    assert resumed(lab) == ["resumed success application"]
+
+
 def test_how_a_pre_script_ended_is_not_taken_for_the_post_script(lab: Lab) -> None:
     lab.filesystem()
     lab.app(pre="kill -9 $PPID; exit 0", post=lab.say(POST))

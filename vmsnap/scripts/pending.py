@@ -74,6 +74,8 @@ class Pending:
 
     def end(self) -> None:
         """The post-script has run, or there is none. The last app of a session removes the rest."""
+        with contextlib.suppress(OSError):
+            (self.directory / PRE).unlink()  # for which no descriptor has to be free
         remove_tree(self.directory)
         with contextlib.suppress(OSError):
             self.directory.parent.rmdir()

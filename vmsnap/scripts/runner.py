@@ -85,24 +85,24 @@ class Runner:
     def serve(self, supervisor: Supervisor) -> None:
         os.chdir("/")
         begun: set[str] = set()
-        unwatched = False
         while (order := supervisor.order()) is not None:
             phase = str(order["run"])
             begun.add(phase)
             run = self.run_script(
                 supervisor, phase, order["env"], order["attempts"], order["unwatched"]
             )
-            unwatched = run.reason == UNWATCHED
             if phase == "pre":
                 self.pending.pre_ended()
-            elif not unwatched:  # else the engine learns how it ended, and perhaps has it run again
+            elif (
+                run.reason != UNWATCHED
+            ):  # else the engine learns how it ended, and perhaps has it run again
                 self.pending.end()
             supervisor.forget()
             supervisor.send(phase=phase, **asdict(run))
-        pending = self.pending.post and not unwatched
+        pending = self.pending.post
         if self.pending.vanished:  # better twice than never
-            pending = "pre" in begun and "post" not in begun
-        if pending and self.app.post:
+            pending = "pre" in begun
+        if pending and self.app.post and "post" not in begun:
             self.journal.send(
                 f"The session ended before its time; running the post-script of {self.app.name}",
                 Event.NOTE.value,
