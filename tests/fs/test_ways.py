@@ -7,12 +7,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from . import fuse, kernel
 from .faults import kill_all, kill_both
 from .lab import Filesystem, Lab, call
+from .processes import wait_until
 from .running import Session
 from .test_thaw_alone import NO_CHILD, python
 
@@ -117,8 +119,8 @@ def test_what_was_unmounted_while_frozen_is_thawed(lab: Lab, fstype: str) -> Non
     """Engine and guard hold it open, so that only umount --lazy can; but not when they are dead."""
     lazily, later = lab.filesystem(fstype), lab.filesystem(fstype)
     session = lab.hold()
-    lab.writer(lazily)
-    lab.events.wait("writing-fs0")
+    writer = lab.writer(lazily)
+    wait_until(lambda: "percpu" in Path(f"/proc/{writer.pid}/wchan").read_text())
     call("umount", "--lazy", lazily.mount)
     kill_all(session)
     lab.release()
@@ -137,8 +139,8 @@ def test_what_was_unmounted_while_frozen_is_thawed(lab: Lab, fstype: str) -> Non
 def test_supervisors_thaw_what_was_unmounted(lab: Lab, fstype: str) -> None:
     filesystem = lab.filesystem(fstype)
     session = lab.hold()
-    lab.writer(filesystem)
-    lab.events.wait("writing-fs0")
+    writer = lab.writer(filesystem)
+    wait_until(lambda: "percpu" in Path(f"/proc/{writer.pid}/wchan").read_text())
     call("umount", "--lazy", filesystem.mount)
     kill_both(session)
     lab.events.wait("wrote-fs0")
