@@ -215,15 +215,11 @@ def failure(arguments: argparse.Namespace, message: str) -> Provisioning:
 
 def end_killed_session(arguments: argparse.Namespace, lock: int) -> None:
     """As everybody does who gets the lock; and before the thaw nothing can be written."""
-    from vmsnap import progress
     from vmsnap.freeze.frozen_list import FROZEN_LIST
-    from vmsnap.scripts.pending import SCRIPTS
     from vmsnap.session.recovery import conclude
     from vmsnap.system.waiter import Waiter
 
-    left = (FROZEN_LIST, progress.PROGRESS, SCRIPTS)
-    if any((arguments.run / name).exists() for name in left):
-        conclude(arguments.etc, arguments.run, arguments.state, lock, Waiter(()))
+    conclude(arguments.etc, arguments.run, arguments.state, lock, Waiter(()))
     if (arguments.run / FROZEN_LIST).exists():
         raise LeftFrozenError(
             "a killed session has left filesystems frozen: see `vmsnap thaw --force`"

@@ -40,7 +40,6 @@ from vmsnap.freeze.states import NOT_FROZEN, States
 from vmsnap.freeze.thaw import (
     STEP_PATIENCE,
     Suspect,
-    go_on,
     open_rcu,
     restore_rcu,
     thaw_for_guard,
@@ -307,7 +306,7 @@ class Freezer:
             thaws = thaw_for_guard(self._process, states, [suspects])
             results = next(thaws)
             try:
-                self._rest = go_on(thaws)
+                self._rest = frozen_list.go_on(thaws)
             except RuntimeError:  # no more threads
                 collections.deque(thaws, maxlen=0)
         for index, error in results.items():

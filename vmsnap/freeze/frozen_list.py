@@ -9,11 +9,13 @@ but the list and the mount points in it, no import.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,6 +252,14 @@ def thaw_after_death(
             guard = listed.guard
         stops_deciding(guard, patience)
         yield from thaw_listed(run_dir, report, session=session, end_patience=end_patience)
+
+
+def go_on(thaws: Iterator[object]) -> threading.Thread:
+    """Do what is left of a thaw in a thread, for whose end the process has to wait; an engine does
+    so by itself. Raises RuntimeError if there are no more threads."""
+    thread = threading.Thread(target=collections.deque, args=(thaws, 0))
+    thread.start()
+    return thread
 
 
 def rest_is_guards(run_dir: Path) -> bool:

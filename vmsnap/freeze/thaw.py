@@ -6,7 +6,6 @@ Runs in: engine, supervisor, caller, forks of them. While frozen: no file, no jo
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import errno
 import fcntl
@@ -81,14 +80,6 @@ def thaw_for_guard(
         yield results
         if not {errno.EINPROGRESS, errno.ETIMEDOUT} & set(results.values()):
             return
-
-
-def go_on(thaws: Iterator[object]) -> threading.Thread:
-    """Do what is left of a thaw in a thread, for whose end the process has to wait; an engine does
-    so by itself. Raises RuntimeError if there are no more threads."""
-    thread = threading.Thread(target=collections.deque, args=(thaws, 0))
-    thread.start()
-    return thread
 
 
 def thaw_all(suspects: Iterable[Suspect]) -> dict[int, Call]:

@@ -27,8 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vmsnap.freeze.frozen_list import thaw_after_death
-from vmsnap.freeze.thaw import STEP_PATIENCE, go_on
+from vmsnap.freeze.frozen_list import go_on, thaw_after_death
 from vmsnap.system.proc import descendants, has_ended, started_by
 from vmsnap.system.process import (
     PIPE_READS,
@@ -169,20 +168,20 @@ class Supervisor:
             message = receive(self.channel)
             if message is None:
                 self.alone = True
-                self._thaw(STEP_PATIENCE)
+                self._thaw(thaw_after_death(self._run_directory, end_patience=0.0))
             elif "watch" in message:
                 self.thawed_by = time.monotonic() + message["watch"]
             else:
                 self._orders.append(message)
         if self.thawed_by is not None and time.monotonic() >= self.thawed_by:
             self.thawed_by = None
-            self._thaw(0.0)
+            run_dir = self._run_directory
+            self._thaw(thaw_after_death(run_dir, patience=0.0, end_patience=0.0))
         return ready
 
-    def _thaw(self, patience: float) -> None:
-        """Thaw what the guard has not thawed within `patience`. What can only be thawed when a
-        FIFREEZE has returned keeps no application quiesced."""
-        thaw = thaw_after_death(self._run_directory, patience=patience, end_patience=0.0)
+    def _thaw(self, thaw: Iterator[bool]) -> None:
+        """Thaw what the guard does not. What can only be thawed when a FIFREEZE has returned keeps
+        no application quiesced."""
         next(thaw, None)
         try:
             self.thaws.append(go_on(thaw).join)
