@@ -227,11 +227,12 @@ def test_whoever_comes_next_thaws_in_the_place_of_a_guard_in_the_cgroup_freezer(
         kernel.freeze(theirs.mount)
         again = lab.vmsnap(*command, env=INVOCATION)
         assert (again.code, theirs.is_frozen) == (0, True), again
-        kernel.thaw(theirs.mount)
         if killed:
             os.kill(guard, signal.SIGKILL)  # which the freezer does not hold back
     assert wait_for_end(guard)
     lab.wait_for_rest()
+    assert theirs.is_frozen  # the guard knows that others have thawed what it froze
+    kernel.thaw(theirs.mount)
     assert lab.run("exit 0").verdict == ("success", "filesystem", 0)
     assert lab.frozen == []
 

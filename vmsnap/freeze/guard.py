@@ -148,12 +148,18 @@ class Filesystem:
         news.append((event, self.fd, time.monotonic(), error))
 
     def thaw(self) -> None:
-        error = self.ioctl(FITHAW)
+        # Who thawed in our place has noted it; since then another program may have frozen it.
+        error = errno.EINVAL if self.was_thawed() else self.ioctl(FITHAW)
         self.unthawed = error not in (0, errno.EINVAL)
         if not self.unthawed:
             self.mark(NOT_FROZEN)
         news.append(("thawed", self.fd, time.monotonic(), error))
         self.frozen = False  # last: the main thread may go on from here
+
+    def was_thawed(self) -> bool:
+        with contextlib.suppress(OSError):
+            return os.pread(self.list_fd, 1, STATES_AT + self.index) == NOT_FROZEN.encode()
+        return False
 
     def mark(self, state: str) -> None:
         mark(self.list_fd, self.index, state)
