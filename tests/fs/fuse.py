@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A FUSE server that lies, or never answers: what any user's program can be.
+"""A FUSE server that lies, stops answering, or never does: what any user's program can be.
 
 It is a program of its own, on the standard library alone, since whoever asks it something waits for
-it. It has one file, `file` in its root directory, claims that root owns both and that nobody else
-can open them, and prints the number of every request. The protocol: linux/fuse.h.
+it. In its root directory it has `file`, whose data the test gives or which is
+another file, and `dir`, which is empty. It claims that root owns all of it and that nobody else can
+open it, and prints the number of every request. The protocol: linux/fuse.h.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import stat
 import struct
 import subprocess
@@ -18,13 +20,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, FLUSH, INIT = 1, 2, 3, 14, 15, 18, 25, 26
+LOOKUP, FORGET, GETATTR, SETATTR, OPEN, READ, WRITE, RELEASE = 1, 2, 3, 4, 14, 15, 16, 18
+FSYNC, FLUSH, INIT = 20, 25, 26
 OPENDIR, RELEASEDIR, INTERRUPT, BATCH_FORGET = 27, 29, 36, 42
 UNANSWERED = (FORGET, INTERRUPT, BATCH_FORGET)
 IN_HEADER, OUT_HEADER = struct.Struct("<IIQQIIII"), struct.Struct("<IiQ")
 INIT_OUT = struct.Struct("<IIIIHHIIHHI28x")
 ATTR = struct.Struct("<6Q10I")
-ROOT, FILE = 1, 2  # nodes
+ROOT, FILE, DIRECTORY = 1, 2, 3  # nodes
 NOBODY = 65534
 
 
@@ -34,6 +37,13 @@ class Server:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
 
+    def hang(self) -> None:
+        """From now on it answers nothing, and nothing that it was asked is forgotten."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
     def stop(self) -> list[str]:
         """End it, so that whoever waits for it is let go of; return what it was asked."""
         self.process.kill()
@@ -42,9 +52,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(mount: Path, data: bytes = b"", silent: bool = False) -> Iterator[Server]:
+def serving(
+    mount: Path, data: bytes = b"", silent: bool = False, backing: Path | None = None
+) -> Iterator[Server]:
     """Mount what an ordinary user's server serves, one that everybody may look into (allow_other);
-    `data` is in its file. A `silent` one answers nothing."""
+    `data` is in its file, or what is in the file `backing`. A `silent` one answers nothing."""
     fd = os.open("/dev/fuse", os.O_RDWR)
     try:
         options = f"fd={fd},rootmode=40000,user_id={NOBODY},group_id={NOBODY},allow_other"
@@ -52,7 +64,10 @@ def serving(mount: Path, data: bytes = b"", silent: bool = False) -> Iterator[Se
         command = ["mount", "-i", "-t", "fuse", "-o", options, "liar", str(mount)]
         subprocess.run(command, pass_fds=[fd], check=True)
         server = subprocess.Popen(
-            [sys.executable, "-ISB", __file__, str(fd), *(["silent"] if silent else [])],
+            [
+                *(sys.executable, "-ISB", __file__, str(fd)),
+                *(["silent"] if silent else ["backed", str(backing)] if backing else []),
+            ],
             pass_fds=[fd],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -69,34 +84,53 @@ def serving(mount: Path, data: bytes = b"", silent: bool = False) -> Iterator[Se
     finally:
         server.kill()
         server.communicate()
-        subprocess.run(["umount", str(mount)], check=True)
+        # Lazily, with what is mounted below it: there is no way to that any more.
+        subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
 # --- the server --------------------------------------------------------------------------------
 
 
 def attributes(node: int, size: int) -> bytes:
-    mode = stat.S_IFDIR | 0o700 if node == ROOT else stat.S_IFREG | 0o700
+    mode = stat.S_IFREG | 0o700 if node == FILE else stat.S_IFDIR | 0o700
     return ATTR.pack(node, size, 1, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
 
-def answer(opcode: int, node: int, body: bytes, data: bytes) -> bytes | int:
+class File:
+    """What is in the file: bytes, or another file."""
+
+    def __init__(self, data: bytes, backing: str = "") -> None:
+        self.fd = os.open(backing, os.O_RDWR) if backing else os.memfd_create("data")
+        os.write(self.fd, data)
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self.fd).st_size
+
+
+def answer(opcode: int, node: int, body: bytes, file: File) -> bytes | int:
     """What to answer, or an errno."""
-    if opcode == GETATTR:
-        return struct.pack("<QII", 0, 0, 0) + attributes(node, len(data))
-    if opcode == LOOKUP and body == b"file\0":
-        return struct.pack("<QQQQII", FILE, 0, 0, 0, 0, 0) + attributes(FILE, len(data))
+    if opcode in (GETATTR, SETATTR):
+        return struct.pack("<QII", 0, 0, 0) + attributes(node, file.size)
+    if opcode == LOOKUP and body in (b"file\0", b"dir\0"):
+        found = FILE if body == b"file\0" else DIRECTORY
+        return struct.pack("<QQQQII", found, 0, 0, 0, 0, 0) + attributes(found, file.size)
     if opcode == LOOKUP:
         return errno.ENOENT
     if opcode in (OPEN, OPENDIR):
         return struct.pack("<QII", 0, 0, 0)
     if opcode == READ:
         _, offset, size = struct.unpack_from("<QQI", body)
-        return data[offset : offset + size]
-    return b"" if opcode in (RELEASE, RELEASEDIR, FLUSH) else errno.ENOSYS
+        return os.pread(file.fd, size, offset)
+    if opcode == WRITE:
+        _, offset, size = struct.unpack_from("<QQI", body)
+        return struct.pack("<II", os.pwrite(file.fd, body[40 : 40 + size], offset), 0)
+    if opcode == FSYNC:
+        os.fsync(file.fd)
+    return b"" if opcode in (RELEASE, RELEASEDIR, FLUSH, FSYNC) else errno.ENOSYS
 
 
-def serve(fd: int, data: bytes, silent: bool) -> None:
+def serve(fd: int, file: File, silent: bool) -> None:
     while True:
         request = os.read(fd, 1 << 20)
         _, opcode, unique, node, *_ = IN_HEADER.unpack_from(request)
@@ -107,10 +141,12 @@ def serve(fd: int, data: bytes, silent: bool) -> None:
         elif opcode in UNANSWERED or silent:
             continue
         else:
-            found = answer(opcode, node, request[IN_HEADER.size :], data)
+            found = answer(opcode, node, request[IN_HEADER.size :], file)
         error, payload = (-found, b"") if isinstance(found, int) else (0, found)
         os.write(fd, OUT_HEADER.pack(OUT_HEADER.size + len(payload), error, unique) + payload)
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), sys.stdin.buffer.read(), sys.argv[2:] == ["silent"])
+    number, *mode = sys.argv[1:]
+    content = File(sys.stdin.buffer.read(), mode[1] if mode[:1] == ["backed"] else "")
+    serve(int(number), content, mode == ["silent"])

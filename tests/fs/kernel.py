@@ -16,6 +16,10 @@ CLONE_NEWNS = 0x00020000  # linux/sched.h
 MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 0x1000, 0x4000, 0x40000, 2  # linux/mount.h
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
+# A mount namespace can be bound only in an older one (fs/namespace.c, mnt_ns_loop), and the numbers
+# that tell their age grow on each CPU by itself.
+FIRST_CPU = min(os.sched_getaffinity(0))
+
 RCU_EXPEDITED = Path("/sys/kernel/rcu_expedited")
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -62,11 +66,20 @@ def is_frozen(mount: Path) -> bool:
 def enter_private_namespace() -> None:
     """Leave the machine's mount namespace, and drop the copies of other people's loop mounts,
     which would keep their filesystems alive after they have unmounted them."""
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {FIRST_CPU})
     check(libc.unshare(CLONE_NEWNS))
+    os.sched_setaffinity(0, everywhere)
     check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
     for point, source in reversed(mounts("self")):
         if source.startswith("/dev/loop"):
             libc.umount2(os.fsencode(point), MNT_DETACH)
+
+
+def mount(source: str, target: Path, fstype: str, options: str) -> None:
+    """Without mount(8), which would look at more than it is told to."""
+    words = (os.fsencode(word) for word in (source, target, fstype))
+    check(libc.mount(*words, 0, os.fsencode(options)))
 
 
 def bind(source: Path, target: Path) -> None:
@@ -75,6 +88,11 @@ def bind(source: Path, target: Path) -> None:
 
 def unmount(target: Path) -> None:
     check(libc.umount2(os.fsencode(target), 0))
+
+
+def detach(target: Path) -> None:
+    """With all that is mounted below, even if there is no way to that any more."""
+    check(libc.umount2(os.fsencode(target), MNT_DETACH))
 
 
 def become_subreaper() -> None:

@@ -8,6 +8,7 @@ or snapshot command says a word with `lab.say(...)`, and waits at a gate with `l
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shlex
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from . import kernel
-from .processes import Process, children, look_at, reap, wait_for_end
+from .processes import PATIENCE, Process, children, look_at, reap, wait_for_end
 from .running import Events, Fifo, Outcome, Session
 
 VMSNAP = Path(sys.executable).with_name("vmsnap")
@@ -58,8 +59,9 @@ class Lab:
         )
         (self.etc / "vmsnap/apps.d").mkdir(mode=0o700, parents=True)
         self.filesystems: list[Filesystem] = []
+        self.images = itertools.count()
         self.sessions: list[Session] = []
-        self.helpers: list[subprocess.Popen[bytes]] = []
+        self.helpers: list[subprocess.Popen[Any]] = []
         self.mount("-t", "tmpfs", "-o", f"mode=0700,{run_options}", "tmpfs", self.run_directory)
         self.mount("-t", "tmpfs", "-o", "mode=0700", "tmpfs", self.shm)
         self.events = Events(self.shm / "events")
@@ -83,7 +85,7 @@ class Lab:
         """Make a loop filesystem and mount it; its image lies on the filesystem `on`."""
         name = name or f"fs{len(self.filesystems)}"
         size, command = MKFS[fstype]
-        image = (on.mount if on else self.directory) / f"{len(self.filesystems)}.img"
+        image = (on.mount if on else self.directory) / f"{next(self.images)}.img"
         with image.open("wb") as file:
             file.truncate((mib or size) << 20)
         call(*command, image)
@@ -177,14 +179,20 @@ class Lab:
     ) -> Outcome:
         return self.start(command, *options, **more).finish()
 
-    def hold(self, *options: str | Path, last: str = "", **more: Any) -> Session:
+    def hold(
+        self, *options: str | Path, last: str = "", seconds: float = PATIENCE, **more: Any
+    ) -> Session:
         """Start a session and return when it holds: `release()` ends its snapshot command."""
         session = self.start(
             f"{self.say('held $$')}; {self.stop_at('release')}; {last or ':'}; exit $word",
             *options,
             **more,
         )
-        self.events.wait("held", session)
+        try:
+            self.events.wait("held", session, seconds)
+        except AssertionError:
+            session.kill(signal.SIGKILL)  # so that it does nothing when it is let go of
+            raise
         return session
 
     def release(self, code: int = 0) -> None:
@@ -196,17 +204,21 @@ class Lab:
     def environment(self, env: Mapping[str, str] | None = None) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **(env or {})}
 
-    def vmsnap(
+    def begin(
         self,
         *arguments: str | Path,
         env: Mapping[str, str] | None = None,
         program: Sequence[str] = (str(VMSNAP),),
-    ) -> Outcome:
-        """Run another command of vmsnap to its end."""
+    ) -> Session:
+        """Start another command of vmsnap."""
         argv = [*program, str(arguments[0]), *self.places(), *map(str, arguments[1:])]
         session = Session(self.directory, argv, self.environment(env))
         self.sessions.append(session)
-        return session.finish()
+        return session
+
+    def vmsnap(self, *arguments: str | Path, **more: Any) -> Outcome:
+        """Run another command of vmsnap to its end."""
+        return self.begin(*arguments, **more).finish()
 
     def helper(self, command: str) -> subprocess.Popen[bytes]:
         """Start a shell command beside the session."""
@@ -297,7 +309,7 @@ class Lab:
         return found
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
     """A stopped process hears SIGKILL as well."""
     process.kill()
     process.wait()

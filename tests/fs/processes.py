@@ -70,6 +70,15 @@ def reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
 
 
+def kernel_stack(pid: int) -> str:
+    """Where its threads wait, for the message of a test that has waited in vain."""
+    found = []
+    for thread in threads(pid):
+        with contextlib.suppress(OSError):
+            found.append(Path(f"/proc/{pid}/task/{thread}/stack").read_text())
+    return "\n".join(found)
+
+
 def wait_until(condition: Callable[[], object]) -> None:
     """For what the kernel shows but does not announce, such as a process being in state D."""
     deadline = time.monotonic() + PATIENCE

@@ -23,36 +23,40 @@ FITHAW = 0xC0045878  # linux/fs.h: _IOWR('X', 120, int)
 PATIENCE = 10.0  # seconds for FITHAW to return
 
 
-def open_all(directory: str) -> list[int]:
-    """One descriptor for each superblock mounted below `directory`, in any mount namespace."""
-    found: dict[str, int] = {}
+def ways(directory: str) -> list[list[bytes]]:
+    """For each superblock mounted below `directory`, the paths at which to open it, in any mount
+    namespace. Not of what is on no disk: its server may never answer."""
+    found: dict[bytes, list[bytes]] = {}
     for name in ["self", *(n for n in os.listdir("/proc") if n.isdigit())]:
         with contextlib.suppress(OSError):
             for line in Path("/proc", name, "mountinfo").read_bytes().split(b"\n"):
-                if directory.encode() not in line:
+                fields, fstype = line.split(b" "), line.partition(b" - ")[2].split(b" ")[0]
+                if directory.encode() not in line or fstype.startswith((b"fuse", b"autofs")):
                     continue
-                fields = line.split(b" ")
-                device = fields[2].decode()
                 point = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields[4])
-                if device not in found:
-                    with contextlib.suppress(OSError):
-                        path = f"/proc/{name}/root".encode() + point
-                        found[device] = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+                found.setdefault(fields[2], []).append(f"/proc/{name}/root".encode() + point)
     return list(found.values())
 
 
 def main() -> int:
     seconds, directory = float(sys.argv[1]), sys.argv[2]
     fired = not select.select([0], [], [], seconds)[0]
-    thawed: list[int] = []
+    thawed: list[bytes] = []
 
-    def thaw(fd: int) -> None:
+    def thaw(paths: list[bytes]) -> None:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+                break
+        else:
+            return
         with contextlib.suppress(OSError):
             fcntl.ioctl(fd, FITHAW, 0)
-            thawed.append(fd)
+            thawed.append(path)
 
-    # All at once: thawing a filesystem may wait for the one that carries it.
-    threads = [threading.Thread(target=thaw, args=(fd,)) for fd in open_all(directory)]
+    # All at once: thawing a filesystem may wait for the one that carries it, and opening one for a
+    # server.
+    threads = [threading.Thread(target=thaw, args=(w,), daemon=True) for w in ways(directory)]
     for thread in threads:
         thread.start()
     for thread in threads:

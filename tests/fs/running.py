@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .processes import PATIENCE, children, wait_for_end
+from .processes import PATIENCE, children, kernel_stack, wait_for_end
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,12 @@ class Session:
     def kill(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
-    def finish(self) -> Outcome:
-        """Wait for its end."""
-        assert wait_for_end(self.pid), f"vmsnap hangs\n{self.words}"
+    def finish(self, seconds: float = PATIENCE) -> Outcome:
+        """Wait for its end. What hangs is killed, so that it does nothing when it is let go of."""
+        if not wait_for_end(self.pid, seconds):
+            where = kernel_stack(self.pid)
+            self.kill(signal.SIGKILL)
+            raise AssertionError(f"vmsnap hangs\n{where}\n{self.words}")
         return Outcome(self.process.wait(), self.out.read_bytes(), self.words)
 
     @property
@@ -125,10 +128,10 @@ class Events(Fifo):
                 self._heard += [line.decode() for line in lines]
         return self._heard
 
-    def wait(self, word: str, during: Session | None = None) -> str:
+    def wait(self, word: str, during: Session | None = None, seconds: float = PATIENCE) -> str:
         """Wait for a word, or for a line that begins with it; return the rest of the line."""
         pidfd = os.pidfd_open(during.pid) if during else -1
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + seconds
         try:
             while True:
                 for line in self.heard:

@@ -1,24 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan: which filesystems are frozen, written out or left alone, in which order, and why.
 
-Built from the mount tables and from sysfs, which says what lies on what. Nothing is opened or
-changed.
+Built from the mount tables; the order is that of what lies on what (stacking.py). No filesystem is
+opened, and nothing is changed.
 
 Runs in: engine, caller. Not while this session has anything frozen.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import stat
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from vmsnap.freeze.mountinfo import ANONYMOUS, Mount, every_mount
+from vmsnap.freeze.stacking import Stacking, block_devices, look, order, reached, text
 
 REMOTE = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "afs", "lustre", "9p", "virtiofs", "coda"),
@@ -43,12 +41,14 @@ class Action(Enum):
 
 @dataclass(frozen=True)
 class Entry:
-    """One superblock: all its mounts, best first, and what is done with it in which step."""
+    """One superblock: all its mounts, best first, and what is done with it in which step. `backing`
+    are the mount points of the filesystems that it is known to lie on."""
 
     mounts: tuple[Mount, ...]
     action: Action
     step: int | None
     reason: str
+    backing: tuple[str, ...] = ()
 
     @property
     def mount(self) -> str:
@@ -121,14 +121,28 @@ def make_plan(
         device: decide(mounts, only, exclude, sys, device in failed)
         for device, mounts in superblocks.items()
     }
-    steps = steps_of(superblocks, decisions, sys)
+    stacking = look(superblocks, proc, sys, pulse)
+    steps = steps_of(superblocks, decisions, stacking)
     entries = tuple(
-        Entry(tuple(mounts), *decisions[device][:1], steps.get(device), decisions[device][1])
+        Entry(
+            tuple(mounts),
+            *decisions[device][:1],
+            steps.get(device),
+            decisions[device][1],
+            backing_mounts(device, superblocks, stacking),
+        )
         for device, mounts in superblocks.items()
     )
     points = {m.point for mounts in superblocks.values() for m in mounts if not m.foreign}
     unmatched, idle = (not_mounted(patterns, points) for patterns in (only, exclude))
     return Plan(entries, unmatched, idle, tuple(notes))
+
+
+def backing_mounts(
+    device: str, superblocks: Mapping[str, Sequence[Mount]], stacking: Stacking
+) -> tuple[str, ...]:
+    below = reached({device}, stacking.below) & superblocks.keys() - {device}
+    return tuple(sorted(superblocks[d][0].path for d in below))
 
 
 def not_mounted(patterns: Iterable[str], points: Collection[str]) -> tuple[str, ...]:
@@ -206,123 +220,24 @@ def by_nature(mount: Mount) -> tuple[Action, str]:
     return Action.FREEZE, ""
 
 
-# --- what lies on what -------------------------------------------------------------------------
-
-
 def steps_of(
-    superblocks: dict[str, list[Mount]],
-    decisions: dict[str, tuple[Action, str]],
-    sys: Path,
+    superblocks: Mapping[str, Sequence[Mount]],
+    decisions: Mapping[str, tuple[Action, str]],
+    stacking: Stacking,
 ) -> dict[str, int]:
-    """Number the steps from 1. A filesystem comes before the one that backs it; / comes last."""
-    by_point = {m.point: m.device for ms in superblocks.values() for m in ms if m.pid is None}
-    stacked: dict[str, set[str]] = {}
-    for device, mounts in superblocks.items():
-        if not by_nature(mounts[0])[1].startswith("virtual"):
-            for backing in backing_filesystems(mounts[0], by_point, sys):
-                if backing != device:
-                    stacked.setdefault(backing, set()).add(device)
-    heights: dict[str, int] = {}
-
-    def height(device: str) -> int:
-        if device not in heights:
-            heights[device] = 0  # breaks a cycle, which only a misread sysfs could show
-            heights[device] = max((1 + height(c) for c in stacked.get(device, ())), default=0)
-        return heights[device]
-
+    """Number the steps from 1. A filesystem comes before what it lies on; / comes last, or last of
+    those that lie on something unknown."""
+    ranks = order(stacking)
     acted_on = [device for device, (action, _) in decisions.items() if action is not Action.SKIP]
-    ranks = {h: rank for rank, h in enumerate(sorted({height(d) for d in acted_on}), start=1)}
-    steps = {device: ranks[height(device)] for device in acted_on}
-    root = by_point.get("/", "")
-    if root in steps and not any(root in above for above in stacked.values()):
-        steps[root] = max(steps.values())
-    return steps
+    root = next((d for d in acted_on if any(is_root(m) for m in superblocks[d])), "")
+    if root and not (reached({root}, stacking.below) - {root}) & superblocks.keys():
+        ranks[root] = max(ranks[d] for d in acted_on if ranks[d][0] == ranks[root][0])
+    numbers = {r: n for n, r in enumerate(sorted({ranks[d] for d in acted_on}), start=1)}
+    return {device: numbers[ranks[device]] for device in acted_on}
 
 
-def backing_filesystems(mount: Mount, by_point: dict[str, str], sys: Path) -> Iterator[str]:
-    """The superblocks of the files that back this one."""
-    if mount.fstype == "overlay" and mount.pid is None:  # else its names are not ours
-        for option in mount.options.split(","):
-            key, _, value = option.partition("=")
-            if key == "upperdir":
-                yield from filter(None, [superblock_of(value, by_point)])
-    for device in block_devices(mount, sys):
-        for backing in backing_files(device, sys):
-            yield from filter(None, [superblock_of(backing, by_point)])
-
-
-def block_devices(mount: Mount, sys: Path) -> list[str]:
-    """MAJOR:MINOR of what a filesystem lies on.
-
-    A source is a text that whoever mounts may choose, and may lead to a server that never answers,
-    so it is not looked at but for the types that need it, which only root can mount; and never by a
-    path of another namespace.
-    """
-    if not mount.device.startswith("0:"):
-        return [mount.device]
-    if mount.fstype not in ANONYMOUS:
-        return []
-    number = number_of_node if mount.pid is None else number_by_name
-    found = [*filter(None, (number(source, sys) for source in mount.source.split(":")))]
-    if mount.fstype == "btrfs":
-        found += btrfs_members(set(found), sys)
-    return found
-
-
-def number_of_node(source: str, _sys: Path) -> str:
-    with contextlib.suppress(OSError):
-        status = Path(source).stat()
-        if stat.S_ISBLK(status.st_mode):
-            return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    return ""
-
-
-def number_by_name(source: str, sys: Path) -> str:
-    """By the kernel's own name, or that of the device mapper; without a look at any path."""
-    devices = sys / "class/block"
-    if source.startswith("/dev/mapper/"):
-        name = source[len("/dev/mapper/") :]
-        found = (text(dm / "dev") for dm in devices.glob("dm-*") if text(dm / "dm/name") == name)
-        return next(found, "")
-    if source.startswith("/dev/"):
-        return text(devices / source[len("/dev/") :].replace("/", "!") / "dev")
-    return ""
-
-
-def btrfs_members(some: set[str], sys: Path) -> list[str]:
-    """All devices of the btrfs to which one of `some` belongs."""
-    for pool in (sys / "fs/btrfs").glob("*-*/devices"):
-        members = {text(member / "dev") for member in pool.iterdir()}
-        if members & some:
-            return sorted(members)
-    return []
-
-
-def backing_files(device: str, sys: Path) -> Iterator[str]:
-    """Files that lie below a block device: through loop devices, partitions, dm, md and bcache."""
-    base = sys / "dev/block" / device
-    backing = text(base / "loop/backing_file")
-    if backing:
-        yield backing[: -len(" (deleted)")] if backing.endswith(" (deleted)") else backing
-    if (base / "partition").exists():
-        yield from backing_files(text(base.resolve().parent / "dev"), sys)
-    with contextlib.suppress(OSError):
-        for slave in (base / "slaves").iterdir():
-            yield from backing_files(text(slave / "dev"), sys)
-
-
-def superblock_of(path: str, by_point: dict[str, str]) -> str | None:
-    """The superblock on which a file lies, by the mount point above it. The file itself is not
-    asked: it may lie on a server that does not answer."""
-    pure = PurePosixPath(path)
-    return next((by_point[str(p)] for p in (pure, *pure.parents) if str(p) in by_point), None)
-
-
-def text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape").strip("\n")
-    except OSError:
-        return ""
+def is_root(mount: Mount) -> bool:
+    return mount.point == "/" and mount.pid is None
 
 
 def count_disks(sys: Path = Path("/sys")) -> int:

@@ -20,7 +20,8 @@ from pathlib import Path, PurePath
 
 from vmsnap.freeze.mountinfo import ALL_SECONDS, parse, read, ways_to
 from vmsnap.freeze.new_mount import mount_again
-from vmsnap.freeze.plan import REMOTE, Entry, block_devices
+from vmsnap.freeze.plan import REMOTE, Entry
+from vmsnap.freeze.stacking import block_devices
 from vmsnap.freeze.ways import (
     OPEN_PATIENCE,
     SOMETHING_ELSE,

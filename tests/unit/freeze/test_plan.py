@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,12 @@ from typing import Any
 import pytest
 
 from vmsnap.errors import Kind, Severity
+from vmsnap.freeze import stacking
 from vmsnap.freeze.failures import left_out
+from vmsnap.freeze.loops import Backing
 from vmsnap.freeze.mountinfo import every_mount
-from vmsnap.freeze.plan import Plan, backing_filesystems, count_disks
+from vmsnap.freeze.plan import Plan, count_disks
+from vmsnap.freeze.stacking import block_devices, look
 
 from ..worlds import Machine, shape
 
@@ -360,22 +362,20 @@ def test_device_mapper_on_a_real_disk_is_carried_by_nobody(machine: Machine) -> 
     assert {entry.step for entry in machine.plan().acted_on} == {1}
 
 
-def test_every_device_of_a_btrfs_counts(machine: Machine, tmp_path: Path) -> None:
-    node = tmp_path / "loop0"
-    os.mknod(node, stat.S_IFBLK | 0o600, os.makedev(907, 0))
+def test_every_device_of_a_btrfs_counts(machine: Machine) -> None:
     machine.mount("/srv", "900:2")
-    machine.mount("/mnt", "0:45", "btrfs", str(node))
-    machine.mount("/other", "0:46", "btrfs", "/dev/none")
+    machine.mount("/mnt", "0:45", "btrfs", "/dev/loop0")
     devices = machine.sys / "fs/btrfs/0f0f-aa/devices"
     devices.mkdir(parents=True)
+    (machine.sys / "class/block").mkdir(parents=True)
     for link in (
         machine.block("907:0", "loop0"),
         machine.loop("907:1", "loop1", "/srv/second.img"),
     ):
         (devices / link.name).symlink_to(link)
+        (machine.sys / "class/block" / link.name).symlink_to(link)
     plan = machine.plan()
     assert step(plan, "/mnt") < step(plan, "/srv")
-    assert step(plan, "/other") == 1
 
 
 def test_a_filesystem_in_a_file_on_an_overlay_freezes_before_the_upper_layers_one(
@@ -428,7 +428,10 @@ def test_what_is_only_written_out_has_its_place_in_the_order(machine: Machine) -
     assert shape(machine.plan()) == {"/": ("freeze", 2), "/boot/efi": ("sync", 1)}
 
 
-def test_a_loop_file_on_a_tmpfs_is_carried_by_nothing_that_is_frozen(machine: Machine) -> None:
+def test_a_loop_file_on_a_tmpfs_is_carried_by_nothing_that_is_frozen(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stacking, "ask_loops", lambda *_: {"907:0": Backing("0:30", "")})
     machine.mount("/", "900:1")
     machine.mount("/scratch", "0:30", "tmpfs")
     machine.mount("/mnt", "907:0")
@@ -483,8 +486,15 @@ def test_the_device_of_a_btrfs_elsewhere_is_found_by_the_kernels_names_alone(
     (machine.sys / "class/block").mkdir(parents=True)
     for path in devices:
         (machine.sys / "class/block" / path.name).symlink_to(path)
-    steps = shape(machine.plan())
-    assert (steps["/proc/60/root/mnt"][1] != steps["/srv"][1]) == found
+    mount = next(m for m in every_mount(machine.proc) if m.fstype == "btrfs")
+    assert bool(block_devices(mount, machine.sys)) == found
+
+
+def test_what_lies_on_something_unknown_is_frozen_first(machine: Machine) -> None:
+    machine.mount("/", "900:1")
+    machine.mount("/other", "0:46", "btrfs", "/dev/none")
+    plan = machine.plan()
+    assert step(plan, "/other") < step(plan, "/")
 
 
 def test_an_overlay_elsewhere_orders_nothing_by_its_names(machine: Machine) -> None:
@@ -492,7 +502,7 @@ def test_an_overlay_elsewhere_orders_nothing_by_its_names(machine: Machine) -> N
     machine.process("60", "mnt:[2]")
     machine.mount("/merged", "0:60", "overlay", options="rw,upperdir=/srv/u", pid="60")
     overlay = next(m for m in every_mount(machine.proc) if m.fstype == "overlay")
-    assert list(backing_filesystems(overlay, {"/srv": "900:2"}, machine.sys)) == []
+    assert look({"0:60": [overlay]}, machine.proc, machine.sys).hints == []
 
 
 def test_the_mount_points_of_foreign_user_namespaces_select_nothing(machine: Machine) -> None:
