@@ -115,10 +115,13 @@ def check_command(arguments: argparse.Namespace) -> int:
 
 def inspect_filesystems(found: Inspection, plan: Plan, run_dir: Path) -> None:
     """Check that everything in the plan could be frozen, by opening it and closing it again."""
+    from vmsnap.errors import Severity
     from vmsnap.freeze.failures import left_out, unused_excludes
     from vmsnap.freeze.filesystem import open_plan
+    from vmsnap.freeze.operations import leave_out_busy
 
     opened = open_plan(plan, run_dir)
+    opened.left_out += leave_out_busy(opened, Severity.WARNING)  # it will have ended sometime
     opened.close()
     problems = (*left_out(plan), *opened.left_out, *opened.refused)
     found.problems += unused_excludes(plan)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.freeze.filesystem import Filesystem, warning
@@ -41,7 +41,7 @@ def left_out(plan: Plan) -> Iterator[Problem]:
 
 
 def freeze_failures(
-    filesystems: Iterable[Filesystem], cause: str, timeout: float
+    filesystems: Sequence[Filesystem], cause: str, timeout: float
 ) -> Iterator[Problem]:
     """Why not everything was frozen; only warnings of what is foreign, which any user may have
     mounted. `cause` is why the guard thawed; `timeout` in seconds."""
@@ -59,14 +59,20 @@ def freeze_failures(
             yield Problem(Kind.FREEZE_FAILED, f"{mount}: {reason}", "freeze", mount)
         elif f.maybe_frozen and f.frozen_at is None and cause == "timeout":
             who = "".join(f"; {blocker}" for blocker in f.blockers)
-            message = f"{mount}: not frozen within {timeout:g} s{who}"
+            message = f"{mount}: not frozen within {timeout:g} s{who}{lies_on([f])}"
             yield Problem(Kind.FREEZE_TIMEOUT, message, "freeze", mount)
         else:
             continue
         found = True
     if not found and cause == "timeout":
-        message = f"still writing back dirty pages after {timeout:g} s"
+        message = f"still writing back dirty pages after {timeout:g} s{lies_on(filesystems)}"
         yield Problem(Kind.FREEZE_TIMEOUT, message, "freeze")
+
+
+def lies_on(filesystems: Iterable[Filesystem]) -> str:
+    """What others may have frozen, for then what lies on it cannot be written out."""
+    backing = sorted({mount for f in filesystems for mount in f.entry.backing})
+    return f"; expected what it lies on to be writable: {', '.join(backing)}" if backing else ""
 
 
 def thaw_failures(filesystems: Iterable[Filesystem], lost: str) -> Iterator[Problem]:

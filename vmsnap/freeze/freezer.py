@@ -34,6 +34,7 @@ from vmsnap.freeze.failures import (
 )
 from vmsnap.freeze.filesystem import Filesystem, Opened, open_plan
 from vmsnap.freeze.frozen_list import FROZEN_LIST
+from vmsnap.freeze.operations import leave_out_busy
 from vmsnap.freeze.plan import Plan
 from vmsnap.freeze.reopen import Item, identify
 from vmsnap.freeze.states import NOT_FROZEN, States
@@ -95,8 +96,9 @@ class Freezer:
     # --- before the freeze ---
 
     def open(self, plan: Plan) -> Opened:
-        """Pin the filesystems of the plan."""
+        """Pin the filesystems of the plan that can be frozen now."""
         opened = open_plan(plan, self._run)
+        opened.left_out += leave_out_busy(opened)
         self.filesystems = opened.filesystems
         self._by_fd = {filesystem.fd: filesystem for filesystem in self.filesystems}
         return opened

@@ -30,6 +30,7 @@ from vmsnap.freeze.failures import left_out, newly_writable, unused_excludes
 from vmsnap.freeze.filesystem import open_plan
 from vmsnap.freeze.freezer import Freezer
 from vmsnap.freeze.frozen_list import FROZEN_LIST
+from vmsnap.freeze.operations import leave_out_busy
 from vmsnap.freeze.plan import Plan, count_disks, make_plan
 from vmsnap.freeze.writeback import write_back_open_files
 from vmsnap.journal.sender import Event, Journal, Priority
@@ -213,6 +214,7 @@ class Session:
             return
         plan = self.make_plan()
         opened = open_plan(plan, self.options.run_dir)
+        opened.left_out += leave_out_busy(opened)
         opened.close()
         errors = [p for p in (*left_out(plan), *opened.left_out) if p.severity is Severity.ERROR]
         if self.level_with(errors) < self.required:
