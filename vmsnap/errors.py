@@ -191,15 +191,17 @@ class Kind(Enum):
     INSUFFICIENT_PERMISSION_FOR_PRE_SCRIPT = (
         "InsufficientPermissionforPre-Script",
         306,
-        "Others than root could have changed the pre-script, or root cannot run it",
-        "Make root the owner and 0700 the mode, with no directory on the path writable by others",
+        "Others than root could have changed the pre-script, or it cannot start",
+        "Do what the message says. A script belongs to root, has mode 0700, lies below directories "
+        "that only root can change, and names an interpreter that is there",
         "ab02d88d1aee42aba59babc0e818f5ae",
     )
     INSUFFICIENT_PERMISSION_FOR_POST_SCRIPT = (
         "InsufficientPermissionforPost-Script",
         307,
-        "Others than root could have changed the post-script, or root cannot run it",
-        "Make root the owner and 0700 the mode, with no directory on the path writable by others",
+        "Others than root could have changed the post-script, or it cannot start",
+        "Do what the message says. A script belongs to root, has mode 0700, lies below directories "
+        "that only root can change, and names an interpreter that is there",
         "b63e166a0384450faa296f9f9d06a69d",
     )
     PRE_SCRIPT_TIMEOUT = (

@@ -110,6 +110,8 @@ def check(container: Container) -> Iterator[Check]:
     """One good app, and the units started as a package does it."""
     remove_all(container)
     container.run("vmsnap", "init", "db", check=True)
+    for phase in ("pre", "post"):
+        container.write(f"{SCRIPTS}/{phase}", SCRIPT, 0o700)
     container.systemctl("enable", "--now", CHECK, PATH, check=True)
     found = Check(container)
     found.watches(SCRIPTS)

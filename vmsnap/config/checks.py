@@ -20,6 +20,7 @@ from vmsnap.config.app import App, Script
 from vmsnap.config.azure import AZURE_HOOKS, LONGEST_SCRIPT, parse_plugin_host, parse_vmbackup
 from vmsnap.config.formats import PLAIN_WORD, ConfigError
 from vmsnap.config.settings import Settings, parse_settings
+from vmsnap.config.startable import interpreter_doubt, why_not_startable
 from vmsnap.consistency import Level, consistency
 from vmsnap.errors import OF_APPS, SCRIPT, Kind, Problem, Severity
 from vmsnap.system.trusted import (
@@ -32,7 +33,6 @@ from vmsnap.system.trusted import (
 )
 
 What = TypeVar("What")
-LONGEST_SHEBANG = 256  # linux/binfmts.h: BINPRM_BUF_SIZE
 APP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -254,34 +254,22 @@ def inspect_script(
     except OSError as e:
         error(kinds.not_found, f"{script.path}: {e.strerror}")
         return script
-    with open(fd, "rb") as file:
+    with open(fd, "rb"):
         status = os.fstat(fd)
-        first = file.readline(LONGEST_SHEBANG)
-    doubt = interpreter_doubt(first)
-    if doubt:
-        found.warn(kinds.untrusted, path, f"{path}: {doubt} (app {app.name!r}, {phase}-script)")
-    if not status.st_mode & stat.S_IXUSR:
+        executable = bool(status.st_mode & stat.S_IXUSR)
+        wrong = why_not_startable(fd, path) if executable else ""
+        doubt = interpreter_doubt(fd)
+    if not executable:
         error(
             kinds.untrusted,
-            f"{script.path}: found mode {stat.S_IMODE(status.st_mode):04o}, expected 0700: "
+            f"{path}: found mode {stat.S_IMODE(status.st_mode):04o}, expected 0700: "
             "executable by its owner",
         )
+    if wrong:
+        error(kinds.untrusted, f"{path}: {wrong}")
+    elif doubt:
+        found.warn(kinds.untrusted, path, f"{path}: {doubt} (app {app.name!r}, {phase}-script)")
     return replace(script, identity=(status.st_dev, status.st_ino))
-
-
-def interpreter_doubt(first: bytes) -> str:
-    """Why the program that a script's first line names is not to be relied on: others than root
-    can exchange it. Of env(1), which looks along PATH, only env is looked at."""
-    words = first[2:].split(maxsplit=1) if first.startswith(b"#!") else []
-    if not words:
-        return ""
-    try:
-        os.close(open_trusted(os.fsdecode(words[0]), 0o022))
-    except InsecurePathError as e:
-        return f"others can change its interpreter: {e}"
-    except (UnreadableFileError, OSError):
-        pass  # it cannot be run, or is no file that root can read: the script's run will tell
-    return ""
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ READ_OUTPUT = (
 )
 PUT_SCRIPT = "Ponga el script en la ruta que indica la configuración, o corrija la ruta"
 PROTECT_SCRIPT = (
-    "Haga que el propietario sea root y el modo 0700, y que ningún directorio de la ruta permita "
-    "escribir a otros"
+    "Haga lo que dice el mensaje. Un script pertenece a root, tiene el modo 0700, está en "
+    "directorios que solo root puede cambiar y nombra un intérprete que existe"
 )
 RAISE_TIMEOUT = "Averigüe a qué espera el script, o aumente timeoutInSeconds"
 RESUMED = "compruebe que la aplicación ha reanudado su actividad"
@@ -137,13 +137,13 @@ KINDS = {
         "`vmsnap init`; propietario root, modo 0600",
     ),
     Kind.INSUFFICIENT_PERMISSION_FOR_PRE_SCRIPT: (
-        "Otros usuarios además de root podrían haber modificado el pre-script, o root no puede "
-        "ejecutarlo",
+        "Otros usuarios además de root podrían haber modificado el pre-script, o no puede "
+        "iniciarse",
         PROTECT_SCRIPT,
     ),
     Kind.INSUFFICIENT_PERMISSION_FOR_POST_SCRIPT: (
-        "Otros usuarios además de root podrían haber modificado el post-script, o root no puede "
-        "ejecutarlo",
+        "Otros usuarios además de root podrían haber modificado el post-script, o no puede "
+        "iniciarse",
         PROTECT_SCRIPT,
     ),
     Kind.PRE_SCRIPT_TIMEOUT: (

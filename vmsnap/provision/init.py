@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnap.config import checks
+from vmsnap.config.startable import UNWRITTEN
 from vmsnap.errors import CommandError
 from vmsnap.provision.quiescers import Quiescer
 from vmsnap.system.files import File, write
@@ -19,7 +20,7 @@ PRE = """\
 # there until the post-script runs. The environment holds VMSNAP_SESSION, VMSNAP_APP,
 # VMSNAP_PHASE, VMSNAP_ATTEMPT, VMSNAP_TIMEOUT (seconds for all attempts) and VMSNAP_SCRIPT_DIR (a
 # private directory, the same for the post-script). Exit 0 only if {name} is quiesced.
-echo "the pre-script of {name} has not been written yet: $0" >&2
+echo "the pre-script of {name} {unwritten}: $0" >&2
 exit 1
 """
 
@@ -29,7 +30,7 @@ POST = """\
 # Let {name} go on. This runs whenever the pre-script was started, also after it failed, so it
 # must do no harm to an application that was never quiesced. VMSNAP_OUTCOME (success or failed)
 # and VMSNAP_CONSISTENCY (application, filesystem, crash or none) tell how the session went.
-echo "the post-script of {name} has not been written yet: $0" >&2
+echo "the post-script of {name} {unwritten}: $0" >&2
 exit 1
 """
 
@@ -68,8 +69,8 @@ def init(etc: Path, name: str, quiescer: Quiescer | None = None) -> Written:
     else:
         written = Written(config, scripts / "pre", scripts / "post")
         files = [
-            File(written.pre, PRE.format(name=name).encode(), 0o700),
-            File(written.post, POST.format(name=name).encode(), 0o700),
+            File(written.pre, PRE.format(name=name, unwritten=UNWRITTEN).encode(), 0o700),
+            File(written.post, POST.format(name=name, unwritten=UNWRITTEN).encode(), 0o700),
         ]
     parameters = [f"--hold={longest_hold(etc):g}"] if quiescer else []
     document = {

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,13 +23,13 @@ from vmsnap.config import app as config
 from vmsnap.config import checks
 from vmsnap.config.formats import PLAIN_WORD, expectation
 from vmsnap.config.settings import SETTINGS, spelled
+from vmsnap.config.startable import why_not_startable
 from vmsnap.errors import VmsnapError
 from vmsnap.platforms.registry import agents
 from vmsnap.system import systemd
 from vmsnap.system.trusted import InsecurePathError, UnreadableFileError, encodable, open_trusted
 
 MOST_SHOWN = 20  # mistakes; a document of another kind has as many as it has keys
-BLANKS = " \t"  # what separates the words of a #! (fs/binfmt_script.c)
 PLAIN_KEY = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -187,24 +186,22 @@ def script_mistakes(app: dict[str, Any], path: tuple[str, ...]) -> Iterator[Mist
 
 
 def script_mistake(text: str) -> str:
-    """What keeps the kernel from running this text (execve(2)); "" if nothing does."""
+    """What keeps this text from being run as it is meant; "" if nothing does. What the kernel takes
+    and nobody can mean is a mistake here as well."""
     first, _, rest = text.partition("\n")
-    if not text.strip():
-        return "found an empty script"
     if "\r\n" in text:
         return "found the line ends of Windows, expected those of Unix"
-    if not first.startswith("#!"):  # /bin/sh runs it
-        hidden = text.lstrip("\ufeff \t\n").startswith("#!")
-        return "found #! that is not at the very beginning" if hidden else ""
-    if not rest.strip():
-        return "found nothing after the first line; in YAML a script begins with | and not with >"
-    program, _, argument = first[2:].strip(BLANKS).replace("\t", " ").partition(" ")
-    programs = [program]
-    if Path(program).name == "env" and re.fullmatch("[a-z0-9.]+", argument.strip(BLANKS)):
-        programs.append(shutil.which(argument.strip(BLANKS)) or "")
-    if not all(p.startswith("/") and Path(p).is_file() and os.access(p, os.X_OK) for p in programs):
-        return "found a first line (#!) that names no program of this machine"
-    return ""
+    if not first.startswith("#!") and text.lstrip("\ufeff \t\n").startswith("#!"):
+        return "found #! that is not at the very beginning"
+    with open(os.memfd_create("script"), "wb", buffering=0) as file:
+        file.write(text.encode("utf-8", "surrogatepass"))
+        wrong = why_not_startable(file.fileno(), "script")
+    if first.startswith("#!") and not rest.strip():
+        nothing = (
+            "found nothing after the first line; in YAML a script begins with | and not with >"
+        )
+        return f"{wrong}; {nothing}" if wrong else nothing
+    return wrong
 
 
 def location_mistake(location: str) -> str:
@@ -220,8 +217,9 @@ def location_mistake(location: str) -> str:
     except OSError as e:
         return f"found {(e.strerror or 'no file').lower()} on this machine"
     with open(fd, "rb"):
-        executable = os.fstat(fd).st_mode & stat.S_IXUSR
-    return "" if executable else "found a script that is not executable, expected mode 0700"
+        if not os.fstat(fd).st_mode & stat.S_IXUSR:
+            return "found a script that is not executable, expected mode 0700"
+        return why_not_startable(fd, location)
 
 
 def setting_mistakes(section: str, key: str, value: object) -> Iterator[Mistake]:

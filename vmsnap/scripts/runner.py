@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vmsnap.config.app import App, Script
+from vmsnap.config.startable import PATH
 from vmsnap.journal.sender import Event, Journal, Priority
 from vmsnap.scripts.output import Output
 from vmsnap.scripts.pending import Pending
@@ -27,7 +28,6 @@ from vmsnap.system.process import (
     spawn,
 )
 
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHORTAGE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 SHORTAGE_PAUSE = 0.2  # seconds
 UNWATCHED = "cannot be watched: its supervisor was killed"

@@ -352,7 +352,7 @@ def test_a_configuration_with_an_endless_number_is_answered_and_not_a_traceback(
 # --- init --------------------------------------------------------------------------------------
 
 
-def test_init_writes_an_app_that_check_accepts_and_says_what_it_wrote(
+def test_init_writes_an_app_whose_scripts_are_to_be_written_and_says_what_it_wrote(
     capsys: Capture, planned: Machine, directories: list[str], trusted_dir: Path
 ) -> None:
     assert cli.main(["init", *directories, "web"]) == OK
@@ -360,7 +360,7 @@ def test_init_writes_an_app_that_check_accepts_and_says_what_it_wrote(
     for name in ("apps.d/web.json", "scripts/web/pre", "scripts/web/post"):
         assert str(trusted_dir / "etc/vmsnap" / name) in text
     cli.main(["check", "--json", *directories])
-    assert [p["name"] for p in document(capsys)["problems"]] == ["FreezeFailed"]
+    assert [p["code"] for p in document(capsys)["problems"]] == [306, 307, 121]
 
 
 def test_init_json_names_what_was_written(

@@ -22,8 +22,13 @@ def files(directory: Path) -> set[str]:
 WRITTEN = {"vmsnap/apps.d/web.json", "vmsnap/scripts/web/pre", "vmsnap/scripts/web/post"}
 
 
-def test_what_init_writes_is_an_app_that_passes_every_check(etc: Etc) -> None:
-    init(etc.root, "web")
+def test_what_init_writes_is_an_app_whose_scripts_are_to_be_written(etc: Etc) -> None:
+    written = init(etc.root, "web")
+    found = etc.inspect()
+    assert [problem.path for problem in found.errors] == [str(written.pre), str(written.post)]
+    assert all("`vmsnap init`" in problem.message for problem in found.errors)
+    for script in (written.pre, written.post):
+        script.write_text("#!/bin/sh\nexit 0\n")
     found = etc.inspect()
     assert found.problems == []
     (app,) = found.runnable
