@@ -177,7 +177,7 @@ class Kind(Enum):
         "IncorrectPluginhostFile",
         304,
         "The plugin host file cannot be used",
-        "Restore the file, owner root and mode 0600; or remove it, since it is optional",
+        "Restore the file, owner root, mode 0644 or stricter; or remove it, since it is optional",
         "4eda5a47e37a490aa589a0c7585bc0a3",
     )
     INCORRECT_JSON_CONFIG_FILE = (
@@ -285,6 +285,7 @@ class Problem:
     subject: str = ""
     path: str = ""
     severity: Severity = Severity.ERROR
+    tolerated: bool = False  # by continueBackupOnFailure: false, since a script has only warned
 
     @property
     def came_too_late(self) -> bool:

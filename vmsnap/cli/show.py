@@ -84,7 +84,7 @@ def check_command(arguments: argparse.Namespace) -> int:
     checks.inspect_metrics(found)
     settings = found.settings
     plan = make_plan(arguments.only or settings.only, (*arguments.exclude, *settings.exclude))
-    if all(app.freeze for app in found.apps):
+    if found.freezing:
         inspect_filesystems(found, plan, arguments.run)
     inspect_remains(found, arguments.run)
     level = found.level  # what follows is no part of a session

@@ -17,6 +17,9 @@ from vmsnap.config.azure import LONGEST_SCRIPT
 from vmsnap.config.formats import ConfigError, expectation, load_json, shown
 from vmsnap.system.trusted import encodable
 
+# Of newer templates: how often Azure's extension looks whether a script has ended. Not needed here.
+POLL_TIME = "ScriptsExecutionPollTimeSeconds"
+
 
 @dataclass(frozen=True)
 class Script:
@@ -43,7 +46,7 @@ def parse_app(text: str, path: str, name: str) -> tuple[App, list[str]]:
     """Return the app and warnings about keys that mean nothing. Raises ConfigError."""
     document = load_json(text, path)
     try:
-        validate(document, path)
+        validate({key: document[key] for key in document if key != POLL_TIME}, path)
     except RecursionError:
         raise ConfigError(f"{path}: found JSON that is nested too deep, expected an app") from None
     for key in ("preScriptLocation", "postScriptLocation"):
@@ -64,6 +67,12 @@ def parse_app(text: str, path: str, name: str) -> tuple[App, list[str]]:
         for key in document
         if key not in known
     ]
+    poll = document.get(POLL_TIME, 1)
+    if not (TYPES["integer"](poll) and 1 <= poll <= 5):
+        wanted = "a whole number from 1 to 5, as Azure's extension does"
+        warnings.append(
+            f"{path}: key {POLL_TIME!r}: found {shown(poll)}, expected {wanted}; it is ignored"
+        )
     budget = float(min(document.get("timeoutInSeconds", 30), LONGEST_SCRIPT))
     app = App(
         name=document.get("appName", name),
@@ -110,7 +119,7 @@ def certainly_valid(value: Any, rules: dict[str, Any]) -> bool:
     if not TYPES[rules["type"]](value):
         return False
     if isinstance(value, dict):
-        return all(key in value for key in rules.get("required", ())) and all(
+        return all(
             certainly_valid(value[key], rule)
             for key, rule in rules["properties"].items()
             if key in value
@@ -132,14 +141,7 @@ def validate(document: dict[str, Any], path: str) -> None:
     if not errors:
         return
     error = errors[0]
-    if error.validator == "required":
-        missing = next(key for key in error.validator_value if key not in document)
-        expected = json.dumps(schema()["properties"][missing].get("const"))
-        raise ConfigError(f"{path}: found no key {missing!r}, expected it to be {expected}")
     key = "".join(f"[{p}]" if isinstance(p, int) else str(p) for p in error.path)
     raise ConfigError(
         f"{path}: key {key!r}: found {shown(error.instance)}, expected {expectation(error)}"
     )
-
-
-# --- Azure's INI files -------------------------------------------------------------------------

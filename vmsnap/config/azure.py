@@ -12,10 +12,13 @@ from vmsnap.config.settings import seconds
 # How Azure's extension calls us (platforms/agent.py). An app of Azure's file that is these is none.
 AZURE_HOOKS = {"pre": "/etc/vmsnap/azure/pre", "post": "/etc/vmsnap/azure/post"}
 LONGEST_SCRIPT = 1800.0  # seconds; Azure's framework allows no more
+# The databases of its workload.conf for which `vmsnap init --quiesce` has scripts.
+QUIESCED = {"mysql": "mysql", "mariadb": "mariadb", "postgres": "postgresql"}
 
 
 def parse_vmbackup(text: str, path: str, values: dict[str, Any]) -> None:
-    """Read `MountsToSkip` (separated by commas) and `timeout` of Azure's vmbackup.conf."""
+    """Read `MountsToSkip` (separated by commas), `timeout` and `fsfreeze` of Azure's vmbackup.conf.
+    Raises ConfigError."""
     parser = load_ini(text, path)
     if not parser.has_section("SnapshotThread"):
         return
@@ -29,6 +32,20 @@ def parse_vmbackup(text: str, path: str, values: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{path}: key 'timeout': found {section['timeout']!r}, expected {e}"
             ) from None
+
+    if section.get("fsfreeze", "").strip():
+        try:
+            values["freeze"] = section.getboolean("fsfreeze")
+        except ValueError:
+            raise ConfigError(
+                f"{path}: key 'fsfreeze': found {section['fsfreeze']!r}, expected True or False"
+            ) from None
+
+
+def workload_of(text: str, path: str) -> str:
+    """The database that Azure's framework for databases is to quiesce by itself, "" if none: of its
+    workload.conf. Raises ConfigError."""
+    return load_ini(text, path).get("workload", "workload_name", fallback="").strip()
 
 
 def parse_plugin_host(text: str, path: str) -> tuple[float, tuple[str, ...]]:

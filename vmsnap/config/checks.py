@@ -17,7 +17,14 @@ from typing import Any, TypeVar
 
 from vmsnap.config import app as config
 from vmsnap.config.app import App, Script
-from vmsnap.config.azure import AZURE_HOOKS, LONGEST_SCRIPT, parse_plugin_host, parse_vmbackup
+from vmsnap.config.azure import (
+    AZURE_HOOKS,
+    LONGEST_SCRIPT,
+    QUIESCED,
+    parse_plugin_host,
+    parse_vmbackup,
+    workload_of,
+)
 from vmsnap.config.formats import PLAIN_WORD, ConfigError
 from vmsnap.config.settings import Settings, parse_settings
 from vmsnap.config.startable import interpreter_doubt, why_not_startable
@@ -62,8 +69,14 @@ class Inspection:
     @property
     def level(self) -> Level:
         """The best that a snapshot can be all the same."""
-        freezing = all(app.freeze for app in self.apps)
-        return consistency((p.kind for p in self.errors), apps=self.apps_meant, freezing=freezing)
+        return consistency(
+            (p.kind for p in self.errors), apps=self.apps_meant, freezing=self.freezing
+        )
+
+    @property
+    def freezing(self) -> bool:
+        """Whether filesystems are meant to be frozen."""
+        return self.settings.freeze and all(app.freeze for app in self.apps)
 
     def error(self, kind: Kind, path: str, message: str, subject: str = "") -> None:
         self.problems.append(Problem(kind, message, path=path, subject=subject))
@@ -99,6 +112,13 @@ def inspect_settings(found: Inspection, etc: Path) -> None:
             for warning in attempt(found, kind, path, parse) or ():
                 found.warn(kind, str(path), warning)
     found.settings = Settings(**values)
+    if not found.settings.freeze:
+        found.warn(
+            kind,
+            str(vmbackup),
+            f"{vmbackup}: found 'fsfreeze' switched off, so no session freezes anything; expected "
+            "True, unless a freeze does harm to this machine",
+        )
 
 
 def inspect_metrics(found: Inspection) -> None:
@@ -123,6 +143,7 @@ def inspect_metrics(found: Inspection) -> None:
 def inspect_apps(found: Inspection, etc: Path) -> None:
     seen: set[tuple[int, int]] = set()
     cap, azure = azure_apps(found, etc)
+    inspect_workload(found, etc / "azure/workload.conf")
     for path in directory(found, Kind.INCORRECT_JSON_CONFIG_FILE, etc / "vmsnap/apps.d", ".json"):
         inspect_app(found, path, path.stem, cap, seen)
     for path in azure:
@@ -134,7 +155,8 @@ def azure_apps(found: Inspection, etc: Path) -> tuple[float, list[Path]]:
     """The longest that any script may take in seconds, and the app files of Azure's framework."""
     host = etc / "azure/VMSnapshotPluginHost.conf"
     if os.path.lexists(host):
-        text = read(found, Kind.INCORRECT_PLUGINHOST_FILE, host)
+        # Readable by others, as it is shipped; not to be written or executed by them.
+        text = read(found, Kind.INCORRECT_PLUGINHOST_FILE, host, forbidden=0o7133)
         parsed = (
             None
             if text is None
@@ -158,6 +180,32 @@ def azure_apps(found: Inspection, etc: Path) -> tuple[float, list[Path]]:
         return cap, [Path(path) for path in paths if path not in missing]
     default = etc / "azure/VMSnapshotScriptPluginConfig.json"
     return LONGEST_SCRIPT, [default] if os.path.lexists(default) else []
+
+
+def inspect_workload(found: Inspection, path: Path) -> None:
+    """Warn of a database that Azure's own framework would quiesce: its scripts are in Azure's
+    extension. Who may read or write the file is that one's concern."""
+    kind = Kind.INCORRECT_JSON_CONFIG_FILE
+    try:
+        name = workload_of(read_text(path, 0), str(path))
+    except FileNotFoundError:
+        return
+    except (InsecurePathError, UnreadableFileError, OSError) as e:
+        found.warn(kind, str(path), f"{e}; whether it names a database is not known")
+        return
+    except ConfigError:  # whose text could show a password
+        found.warn(
+            kind, str(path), f"{path}: found no INI file, expected one that names a database"
+        )
+        return
+    if name:
+        init = f"`vmsnap init --quiesce {QUIESCED[name]}`" if name in QUIESCED else "`vmsnap init`"
+        found.warn(
+            kind,
+            str(path),
+            f"{path}: found the database {name!r} of Azure's framework for databases, which vmsnap "
+            f"does not take part in; expected an app for it: {init} makes one",
+        )
 
 
 def is_missing(path: str) -> bool:

@@ -18,6 +18,7 @@ from vmsnap.consistency import Level
 class Settings:
     """vmsnap's own settings. Times are in seconds."""
 
+    freeze: bool = True  # false only by Azure's vmbackup.conf
     freeze_timeout: float = 30.0
     hold: float = 60.0
     only: tuple[str, ...] = ()

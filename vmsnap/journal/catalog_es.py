@@ -129,7 +129,8 @@ KINDS = {
     ),
     Kind.INCORRECT_PLUGINHOST_FILE: (
         "El archivo del plugin host no se puede usar",
-        "Restaure el archivo, con propietario root y modo 0600; o elimínelo, ya que es opcional",
+        "Restaure el archivo, con propietario root y modo 0644 o más estricto; o elimínelo, ya que "
+        "es opcional",
     ),
     Kind.INCORRECT_JSON_CONFIG_FILE: (
         "El archivo de configuración de una aplicación no se puede usar",

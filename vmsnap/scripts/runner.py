@@ -31,6 +31,7 @@ from vmsnap.system.process import (
 SHORTAGE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 SHORTAGE_PAUSE = 0.2  # seconds
 UNWATCHED = "cannot be watched: its supervisor was killed"
+WARNING = 2  # the exit code of a script that has only warned, in Azure's framework
 ATTEMPTS_TOLD = 100  # a script that fails at once can be started a million times
 
 
@@ -57,8 +58,13 @@ class ScriptRun:
     def ok(self) -> bool:
         return self.exit == 0 and not self.reason
 
+    @property
+    def warned(self) -> bool:
+        return self.exit == WARNING and not self.timed_out
+
     def message(self, phase: str, name: str) -> str:
-        message = f"the {phase}-script of {name} {self.reason}, in attempt {self.attempts}"
+        warned = ", a warning," if self.warned else ","
+        message = f"the {phase}-script of {name} {self.reason}{warned} in attempt {self.attempts}"
         tail = self.tail.strip()
         return f"{message}; its last output: {tail}" if tail else message
 

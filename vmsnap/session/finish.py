@@ -42,6 +42,7 @@ def result_of(
     record: Record,
     level: Level,
     required: Level,
+    succeeded: bool,
     apps: Iterable[App],
     runs: Mapping[tuple[str, str], ScriptRun],
     freezer: Freezer | None,
@@ -60,7 +61,7 @@ def result_of(
     events = [*record.timeline, *(freezer.events() if freezer else ())]
     return Result(
         session=session,
-        outcome="success" if level >= required else "failed",
+        outcome="success" if succeeded else "failed",
         consistency=level.word,
         required=required.word,
         started=started.isoformat(timespec="milliseconds"),

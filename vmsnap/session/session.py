@@ -136,30 +136,41 @@ class Session:
     @property
     def freezing(self) -> bool:
         """Whether filesystems are meant to be frozen, by us or by the platform's agent."""
-        return not self.options.fsfreeze or all(app.freeze for app in self.found.apps)
+        return not self.options.fsfreeze or self.found.freezing
 
     @property
     def level(self) -> Level:
-        return self.level_with(())
+        return self.level_of(self.record.failures)
 
-    def level_with(self, more: Iterable[Problem]) -> Level:
-        problems = (*self.record.failures, *more)
+    def level_of(self, problems: Iterable[Problem]) -> Level:
         kinds = [problem.kind for problem in problems if not problem.came_too_late]
         return consistency(kinds, apps=self.found.apps_meant, freezing=self.freezing)
+
+    @property
+    def suffices(self) -> bool:
+        """Whether the level is the required one. What a script has only warned of counts against
+        the settings and the caller, and not against continueBackupOnFailure, as in Azure."""
+        failures = [failure for failure in self.record.failures if not failure.tolerated]
+        return self.level >= self.asked and self.level_of(failures) >= self.required
+
+    @property
+    def asked(self) -> Level:
+        """What the settings and the caller require."""
+        asked = (self.found.settings.require, self.options.require)
+        return max([Level.CRASH, *filter(None, asked)])
 
     def what_is_required(self) -> Level:
         """What the apps ask for, which counts only if there is more than one disk (Azure's rule);
         the settings and the caller can ask for more."""
         strict = any(app.required for app in self.found.apps) and count_disks() > 1
-        asked = (self.found.settings.require, self.options.require)
-        return max([Level.APPLICATION if strict else Level.CRASH, *filter(None, asked)])
+        return Level.APPLICATION if strict else self.asked
 
     def may_go_on(self) -> bool:
         if self.waiter.interrupted:
             message = f"the session was interrupted by {self.waiter.interrupted}"
             if message not in (problem.message for problem in self.record.failures):
                 self.record.fail(Problem(Kind.SNAPSHOT_FAILED, message, self.record.phase))
-        return self.level >= self.required
+        return self.suffices
 
     @property
     def freezes(self) -> bool:
@@ -217,7 +228,7 @@ class Session:
         opened.left_out += leave_out_busy(opened)
         opened.close()
         errors = [p for p in (*left_out(plan), *opened.left_out) if p.severity is Severity.ERROR]
-        if self.level_with(errors) < self.required:
+        if self.level_of((*self.record.failures, *errors)) < self.required:
             self.record.fail(*(replace(problem, phase=Phase.CHECK) for problem in errors))
 
     def pre(self) -> None:
@@ -388,7 +399,8 @@ class Session:
         if not run.ok:
             kinds = SCRIPT[phase]
             kind = kinds.timeout if run.timed_out else kinds.failed
-            self.record.fail(Problem(kind, run.message(phase, name), phase, name))
+            message = run.message(phase, name)
+            self.record.fail(Problem(kind, message, phase, name, tolerated=run.warned))
 
     # --- what is known -------------------------------------------------------------------------
 
@@ -398,7 +410,7 @@ class Session:
 
     @property
     def succeeded(self) -> bool:
-        return self.taken and self.level >= self.required
+        return self.taken and self.suffices
 
     def result(self) -> Result:
         return result_of(
@@ -407,6 +419,7 @@ class Session:
             self.record,
             self.reached,
             self.required,
+            self.succeeded,
             self.found.apps,
             self.runs,
             self.freezer,

@@ -135,7 +135,7 @@ def test_a_malformed_file_disables_the_azure_apps_and_no_others(etc: Etc, text: 
     assert [app.name for app in found.runnable] == ["web"]
 
 
-@pytest.mark.parametrize("mode", [0o644, 0o620, 0o602, 0o700])
+@pytest.mark.parametrize("mode", [0o664, 0o620, 0o602, 0o700, 0o645])
 def test_a_file_with_a_wider_mode_is_an_error(etc: Etc, mode: int) -> None:
     etc.plugin_host(etc.app(AZURE_APP)).chmod(mode)
     found = etc.inspect()

@@ -48,4 +48,5 @@ def test_an_ordinary_app_needs_no_library() -> None:
     assert not certainly_valid({**app, "timeoutInSeconds": True}, schema())
     assert not certainly_valid({**app, "timeoutInSeconds": 0}, schema())
     assert not certainly_valid({**app, "preScriptParams": ["a", 1]}, schema())
-    assert not certainly_valid({"preScriptLocation": "/bin/true"}, schema())
+    assert certainly_valid({"preScriptLocation": "/bin/true"}, schema())
+    assert certainly_valid({**app, "ScriptsExecutionPollTimeSeconds": 3}, schema())

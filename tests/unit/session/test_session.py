@@ -90,6 +90,46 @@ def test_require_raises_and_never_lowers(monkeypatch: pytest.MonkeyPatch, wish: 
     assert session(require=Level.APPLICATION, setting=wish).required == Level.APPLICATION
 
 
+def warn(where: Session, name: str) -> None:
+    kind = Kind.PRE_SCRIPT_EXECUTION_FAILED
+    where.record.fail(Problem(kind, "exit code 2", "pre", name, tolerated=True))
+
+
+def test_a_warning_of_a_script_stops_no_snapshot_that_only_apps_require(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vmsnap.session.session.count_disks", lambda: 2)
+    strict = session(app("a", required=True), app("b", required=True))
+    warn(strict, "a")
+    assert (strict.level, strict.required) == (Level.FILESYSTEM, Level.APPLICATION)
+    assert strict.may_go_on()
+    fail(strict, Kind.PRE_SCRIPT_EXECUTION_FAILED)
+    assert not strict.may_go_on()
+
+
+def test_a_warning_does_not_hide_what_else_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmsnap.session.session.count_disks", lambda: 2)
+    strict = session(app("a", required=True))
+    warn(strict, "a")
+    fail(strict, Kind.FREEZE_FAILED)
+    assert not strict.may_go_on()
+
+
+@pytest.mark.parametrize("wish", [Level.CRASH, Level.FILESYSTEM, Level.APPLICATION])
+def test_the_caller_and_the_settings_know_no_warnings(wish: Level) -> None:
+    for made in (session(app(), require=wish), session(app(), setting=wish)):
+        warn(made, "web")
+        assert made.may_go_on() is (wish <= Level.FILESYSTEM)
+
+
+def test_azure_can_switch_the_freeze_off() -> None:
+    made = session(app())
+    made.found.settings = Settings(freeze=False)
+    assert (made.freezing, made.level) == (False, Level.APPLICATION)
+    fail(made, Kind.PRE_SCRIPT_TIMEOUT)
+    assert made.level == Level.CRASH
+
+
 # --- the level reached -------------------------------------------------------------------------
 
 
