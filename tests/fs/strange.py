@@ -53,10 +53,12 @@ class Automount:
     """A mount point at which a daemon mounts something as soon as anybody looks at it. This daemon
     never does. The process group of the test may look."""
 
-    def __init__(self, lab: Lab, name: str = "auto", source: str = "systemd-1") -> None:
+    def __init__(
+        self, lab: Lab, name: str = "auto", source: str = "systemd-1", kind: str = "direct"
+    ) -> None:
         self.mount = point(lab, name)
         self.asked, daemon = os.pipe()
-        options = f"fd={daemon},pgrp={os.getpgrp()},minproto=5,maxproto=5,direct"
+        options = f"fd={daemon},pgrp={os.getpgrp()},minproto=5,maxproto=5,{kind}"
         kernel.mount(source.format(self.mount), self.mount, "autofs", options)
         os.close(daemon)
         lab.undo.callback(os.close, self.asked)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from . import strange
 from .fuse import INIT, serving
 from .lab import Lab
 
@@ -70,3 +71,34 @@ def test_a_server_that_never_answers_is_not_asked(lab: Lab, lies: Path) -> None:
     assert checked.code == 1
     assert LIE in checked.out.decode()
     assert ran.subjects == [("InsufficientPermissionforPre-Script", "db")]
+
+
+# --- automounts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["direct", "indirect"])
+@pytest.mark.parametrize("what", ["script", "interpreter"])
+def test_an_automounter_is_not_asked_and_its_mount_is_named(lab: Lab, kind: str, what: str) -> None:
+    """It may be as dead as the server behind it."""
+    automount = strange.Automount(lab, kind=kind)
+    path = automount.mount / "host/pre"
+    script = path if what == "script" else lab.program("pre", "exit 0", shebang=f"#!{path}")
+    lab.app(preScriptLocation=str(script))
+    lab.filesystem()
+    outcome = lab.begin("check", f"--only={lab.mounts[0]}").finish(15.0)
+    assert outcome.code == 1
+    assert str(automount.mount) in outcome.out.decode()
+    assert not automount.triggered
+
+
+@pytest.mark.parametrize("kind", ["direct", "indirect"])
+def test_what_an_automounter_has_mounted_is_looked_at(lab: Lab, kind: str) -> None:
+    automount = strange.Automount(lab, kind=kind)
+    mount = automount.mount if kind == "direct" else automount.mount / "host name"
+    mount.mkdir(exist_ok=True)
+    lab.mount("-t", "tmpfs", "-o", "mode=0755", "tmpfs", mount)
+    script = lab.write(mount / "pre", "#!/bin/sh\nexit 0\n", 0o700)
+    lab.app(preScriptLocation=str(script))
+    lab.filesystem()
+    outcome = lab.begin("check", f"--only={lab.mounts[0]}").finish(15.0)
+    assert outcome.code == 0, outcome

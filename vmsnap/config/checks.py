@@ -34,6 +34,7 @@ from vmsnap.system.trusted import (
     InsecurePathError,
     UnreadableFileError,
     check_directory,
+    is_directory,
     open_trusted,
     read_text,
     walk,
@@ -154,7 +155,7 @@ def inspect_apps(found: Inspection, etc: Path) -> None:
 def azure_apps(found: Inspection, etc: Path) -> tuple[float, list[Path]]:
     """The longest that any script may take in seconds, and the app files of Azure's framework."""
     host = etc / "azure/VMSnapshotPluginHost.conf"
-    if os.path.lexists(host):
+    if exists(host):
         # Readable by others, as it is shipped; not to be written or executed by them.
         text = read(found, Kind.INCORRECT_PLUGINHOST_FILE, host, forbidden=0o7133)
         parsed = (
@@ -179,7 +180,7 @@ def azure_apps(found: Inspection, etc: Path) -> tuple[float, list[Path]]:
             )
         return cap, [Path(path) for path in paths if path not in missing]
     default = etc / "azure/VMSnapshotScriptPluginConfig.json"
-    return LONGEST_SCRIPT, [default] if os.path.lexists(default) else []
+    return LONGEST_SCRIPT, [default] if exists(default) else []
 
 
 def inspect_workload(found: Inspection, path: Path) -> None:
@@ -326,8 +327,17 @@ def inspect_script(
 def directory(found: Inspection, kind: Kind, path: Path, suffix: str) -> Iterator[Path]:
     """The files of a drop-in directory in the order of their names; none if it does not exist."""
     try:
-        names = sorted(entry.name for entry in os.scandir(path))
+        with walk(path, is_directory) as (pinned, step):
+            is_directory(pinned, step)
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=pinned)
+        try:
+            names = sorted(os.listdir(fd))
+        finally:
+            os.close(fd)
     except FileNotFoundError:
+        return
+    except (InsecurePathError, UnreadableFileError) as e:
+        found.error(kind, str(path), str(e))
         return
     except OSError as e:
         found.error(kind, str(path), f"{path}: {e.strerror}; expected a directory")
@@ -337,9 +347,27 @@ def directory(found: Inspection, kind: Kind, path: Path, suffix: str) -> Iterato
             yield path / name
 
 
+def exists(path: Path) -> bool:
+    """Whether there is anything, be it a link to nothing. FUSE and automounts are not asked: what
+    is wrong there, is said when it is read."""
+    try:
+        with walk(path, is_directory):
+            return True
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (InsecurePathError, UnreadableFileError, OSError):
+        return True
+    try:
+        with walk(path.parent, is_directory) as (above, _):
+            os.close(os.open(path.name, os.O_PATH | os.O_NOFOLLOW, dir_fd=above))
+            return True
+    except (InsecurePathError, UnreadableFileError, OSError):
+        return False
+
+
 def read(found: Inspection, kind: Kind, path: Path, forbidden: int = 0o7177) -> str | None:
     """The text of a file; None if there is none, or if a problem has been noted."""
-    if not os.path.lexists(path):
+    if not exists(path):
         return None
     return attempt(found, kind, path, lambda: read_text(path, forbidden))
 

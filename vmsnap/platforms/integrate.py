@@ -32,7 +32,12 @@ from vmsnap.system.files import (
     write,
     write_atomically,
 )
-from vmsnap.system.trusted import InsecurePathError, UnreadableFileError, open_trusted
+from vmsnap.system.trusted import (
+    InsecurePathError,
+    UnreadableFileError,
+    open_trusted,
+    read_anybodys_text,
+)
 
 RECORD = "integration.json"
 PATHS = ("files", "additions", "created", "directories")  # of Connected, in its order
@@ -258,7 +263,7 @@ def recorded(state: Path) -> dict[str, Connected]:
 def readable(state: Path) -> dict[str, Connected] | None:
     """None if there is a record that cannot be read."""
     try:
-        found = json.loads((state / RECORD).read_text(encoding="utf-8"))
+        found = json.loads(read_anybodys_text(state / RECORD))
         return {
             agent: Connected(*(tuple(map(str, paths[key])) for key in PATHS))
             for agent, paths in found["agents"].items()
@@ -266,6 +271,8 @@ def readable(state: Path) -> dict[str, Connected] | None:
         }
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    except (InsecurePathError, UnreadableFileError):
+        return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

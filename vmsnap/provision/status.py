@@ -20,6 +20,7 @@ from vmsnap.journal.sender import Event, Journal
 from vmsnap.provision.validation import Mistake
 from vmsnap.session import lock
 from vmsnap.system.files import write_atomically
+from vmsnap.system.trusted import InsecurePathError, UnreadableFileError, read_anybodys_text
 
 RECORD = "provision.json"
 HOLDER = "vmsnap provision"  # in the lock (session/lock.py)
@@ -83,8 +84,9 @@ def problem(outcome: Provisioning, message: str) -> Problem:
 
 def recorded(state: Path) -> Provisioning | None:
     """None if nothing was provisioned on this instance, or if the record cannot be read."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads((state / RECORD).read_text(encoding="utf-8"))
+    cannot_be_read = (InsecurePathError, UnreadableFileError, OSError)
+    with contextlib.suppress(*cannot_be_read, ValueError, KeyError, TypeError):
+        found = json.loads(read_anybodys_text(state / RECORD))
         if found["instance"] == instance_id():
             return Provisioning(
                 found["source"],

@@ -20,6 +20,7 @@ from vmsnap.system.trusted import (
     fstype_of,
     is_directory,
     kind_of,
+    reopened,
     walk,
 )
 
@@ -52,7 +53,7 @@ def open_program(path: str) -> int:
                 raise NotExecutableError(
                     f"found mode {stat.S_IMODE(mode):04o}, expected an executable file"
                 )
-            return os.open(f"/proc/self/fd/{pinned}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            return reopened(pinned)
     except FileNotFoundError:
         raise
     except InsecurePathError as e:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,11 +73,13 @@ def open_trusted(path: str | Path, forbidden: int = 0o7177) -> int:
 
 
 class Step(NamedTuple):
-    """One step of a path: an O_PATH descriptor, its name, and the mount that it lies on."""
+    """One step of a path: an O_PATH descriptor, its name, the mount that it lies on, and whether
+    that is of an automounter."""
 
     fd: int
     name: str
     mount: int
+    automount: bool = False
 
 
 @contextlib.contextmanager
@@ -85,7 +88,8 @@ def walk(path: str | Path, check: Check | None = None) -> Iterator[tuple[int, st
 
     Links are followed that root has made. Every directory on the way must pass `check`, which is
     check_directory if none is given; what the path leads to is left to the caller. No step of it
-    may lie on FUSE, and none is asked for anything before that is known. Raises as open_trusted."""
+    may lie on FUSE, and none is asked for anything before that is known; no automounter is asked to
+    mount anything. Raises as open_trusted."""
     check = check or check_directory
     names = [name for name in reversed(os.fspath(path).split("/")) if name not in ("", ".")]
     if not os.fspath(path).startswith("/") or not names or os.fspath(path).endswith("/"):
@@ -99,8 +103,7 @@ def walk(path: str | Path, check: Check | None = None) -> Iterator[tuple[int, st
     with contextlib.ExitStack() as opened:
         root = os.open("/", os.O_PATH | os.O_DIRECTORY)
         opened.callback(os.close, root)
-        steps = [Step(root, "", mount_id(root))]
-        refuse_fuse(steps[0])
+        steps = [checked(Step(root, "", mount_id(root)))]
         check(root, "/")
         links = 0
         while names:
@@ -109,11 +112,13 @@ def walk(path: str | Path, check: Check | None = None) -> Iterator[tuple[int, st
                 steps = steps[:-1] or steps
                 continue
             above = steps[-1]
+            if above.automount:
+                refuse_automount(above, name)
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=above.fd)
             opened.callback(os.close, fd)
-            step = Step(fd, f"{above.name}/{name}", mount_id(fd))
+            step = Step(fd, f"{above.name}/{name}", mount_id(fd), above.automount)
             if step.mount != above.mount:
-                refuse_fuse(step)
+                step = checked(step)
             status = os.fstat(fd)
             if stat.S_ISLNK(status.st_mode):
                 check_owner(status, step.name)
@@ -131,8 +136,10 @@ def walk(path: str | Path, check: Check | None = None) -> Iterator[tuple[int, st
         yield steps[-1].fd, steps[-1].name or "/"
 
 
-def refuse_fuse(step: Step) -> None:
-    """A FUSE server, which may be any user's program, says what it likes of owners and modes, and
+def checked(step: Step) -> Step:
+    """The first step on another mount. Raises InsecurePathError.
+
+    A FUSE server, which may be any user's program, says what it likes of owners and modes, and
     may never answer. So it is not asked: fstatfs(2) and fstat(2) are requests to it, and the mount
     table is not. Other filesystems whose servers could lie (nfs, cifs, 9p, virtiofs, ...) only root
     can mount: it trusts them."""
@@ -145,6 +152,20 @@ def refuse_fuse(step: Step) -> None:
     # has no "/".
     if not fstype and step.name:
         raise InsecurePathError(step.name, "a filesystem that has been unmounted", "a mounted one")
+    return step._replace(automount=fstype == "autofs")
+
+
+def refuse_automount(above: Step, name: str) -> None:
+    """Whoever looks for what is not mounted there waits for the automounter, which may be gone."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            _, parent, _, _, point, _ = line.split(b" ", 5)
+            last = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), point)
+            if int(parent) == above.mount and last.rpartition(b"/")[2] == os.fsencode(name):
+                return
+    raise InsecurePathError(
+        above.name or "/", "an automount that has not been mounted", "a mounted filesystem"
+    )
 
 
 def fstype_of(mount: int) -> str:
@@ -169,14 +190,23 @@ def check_directory(fd: int, step: str) -> None:
 
 
 def open_checked(pinned: int, step: str, forbidden: int) -> int:
-    """Turn an O_PATH descriptor into one that can be read. Never opens a FIFO or a device."""
+    """Turn an O_PATH descriptor into one that can be read."""
     status = os.fstat(pinned)
+    check_regular(status, step)
+    check_owner(status, step)
+    check_mode(status, step, forbidden)
+    return reopened(pinned)
+
+
+def check_regular(status: os.stat_result, step: str) -> None:
+    """What is never opened are FIFOs and devices."""
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableFileError(
             f"{step}: found {kind_of(status.st_mode)}, expected a regular file"
         )
-    check_owner(status, step)
-    check_mode(status, step, forbidden)
+
+
+def reopened(pinned: int) -> int:
     return os.open(f"/proc/self/fd/{pinned}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
 
 
@@ -196,6 +226,16 @@ def kind_of(mode: int) -> str:
 def read_text(path: str | Path, forbidden: int = 0o7177) -> str:
     """Read a trusted text file of at most 1 MiB. Raises as open_trusted and text_of."""
     fd = open_trusted(path, forbidden)
+    with open(fd, "rb") as file:
+        return text_of(file, path)
+
+
+def read_anybodys_text(path: str | Path) -> str:
+    """The same of a file that anybody may have written, in a directory that may be his. Of links
+    on the way only root's are followed, and still no FUSE and no automounter is asked."""
+    with walk(Path(path).absolute(), is_directory) as (pinned, step):
+        check_regular(os.fstat(pinned), step)
+        fd = reopened(pinned)
     with open(fd, "rb") as file:
         return text_of(file, path)
 
