@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vmsnap.freeze.mountinfo import ANONYMOUS, Mount, every_mount
-from vmsnap.freeze.stacking import Stacking, block_devices, look, order, reached, text
+from vmsnap.freeze.stacking import Rank, Stacking, block_devices, look, order, reached, text
 
 REMOTE = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "afs", "lustre", "9p", "virtiofs", "coda"),
@@ -30,6 +30,7 @@ SYNC_ONLY = {
 # Mounted read-write, their superblocks are read-only all the same.
 NEVER_WRITTEN = {"iso9660", "squashfs", "erofs", "cramfs", "romfs", "efs", "qnx6", "befs"}
 BECAME_READ_ONLY = "read-only after an error, though it was mounted to be written to"
+FIRST = "comes first, since all that it lies on cannot be known"
 NO_DISK = ("loop", "ram", "zram", "sr", "fd", "dm-", "md", "bcache", "drbd", "mtdblock")
 
 
@@ -122,13 +123,14 @@ def make_plan(
         for device, mounts in superblocks.items()
     }
     stacking = look(superblocks, proc, sys, pulse)
-    steps = steps_of(superblocks, decisions, stacking)
+    ranks = order(stacking)
+    steps = steps_of(superblocks, decisions, stacking, ranks)
     entries = tuple(
         Entry(
             tuple(mounts),
             *decisions[device][:1],
             steps.get(device),
-            decisions[device][1],
+            decisions[device][1] or ("" if ranks[device][0] else FIRST),
             backing_mounts(device, superblocks, stacking),
         )
         for device, mounts in superblocks.items()
@@ -224,14 +226,15 @@ def steps_of(
     superblocks: Mapping[str, Sequence[Mount]],
     decisions: Mapping[str, tuple[Action, str]],
     stacking: Stacking,
+    ranks: Mapping[str, Rank],
 ) -> dict[str, int]:
     """Number the steps from 1. A filesystem comes before what it lies on; / comes last, or last of
     those that lie on something unknown."""
-    ranks = order(stacking)
     acted_on = [device for device, (action, _) in decisions.items() if action is not Action.SKIP]
     root = next((d for d in acted_on if any(is_root(m) for m in superblocks[d])), "")
     if root and not (reached({root}, stacking.below) - {root}) & superblocks.keys():
-        ranks[root] = max(ranks[d] for d in acted_on if ranks[d][0] == ranks[root][0])
+        last = max(ranks[d] for d in acted_on if ranks[d][0] == ranks[root][0])
+        ranks = {**ranks, root: last}
     numbers = {r: n for n, r in enumerate(sorted({ranks[d] for d in acted_on}), start=1)}
     return {device: numbers[ranks[device]] for device in acted_on}
 

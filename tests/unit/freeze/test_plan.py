@@ -495,6 +495,8 @@ def test_what_lies_on_something_unknown_is_frozen_first(machine: Machine) -> Non
     machine.mount("/other", "0:46", "btrfs", "/dev/none")
     plan = machine.plan()
     assert step(plan, "/other") < step(plan, "/")
+    assert reason(plan, "/other").startswith("comes first")
+    assert reason(plan, "/") == ""
 
 
 def test_an_overlay_elsewhere_orders_nothing_by_its_names(machine: Machine) -> None:
