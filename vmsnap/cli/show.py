@@ -86,11 +86,11 @@ def check_command(arguments: argparse.Namespace) -> int:
     plan = make_plan(arguments.only or settings.only, (*arguments.exclude, *settings.exclude))
     if found.freezing:
         inspect_filesystems(found, plan, arguments.run)
-    inspect_remains(found, arguments.run)
+    usable = inspect_run_directory(found, arguments.run)
     level = found.level  # what follows is no part of a session
     if arguments.etc == Path("/etc"):  # the agents know no other
         diagnose.inspect(found, arguments.state)
-    failed = status.failed(arguments.state, arguments.run)
+    failed = status.failed(arguments.state, arguments.run) if usable else None
     if failed:
         found.problems.append(status.problem(failed, status.in_words(failed)))
     ok = not found.errors
@@ -128,16 +128,23 @@ def inspect_filesystems(found: Inspection, plan: Plan, run_dir: Path) -> None:
     found.problems += (replace(problem, phase="check") for problem in problems)
 
 
-def inspect_remains(found: Inspection, run_dir: Path) -> None:
-    """Check that no session was killed and left filesystems frozen."""
+def inspect_run_directory(found: Inspection, run_dir: Path) -> bool:
+    """Check that a session could use it, and that none was killed and left filesystems frozen.
+    False if nothing there can be looked at."""
     from vmsnap.errors import Kind
     from vmsnap.freeze.frozen_list import FROZEN_LIST
-    from vmsnap.session.lock import holder
+    from vmsnap.session.lock import RunDirectoryError, check_state, holder
 
+    try:
+        check_state(run_dir)
+    except RunDirectoryError as e:
+        found.error(Kind.INCORRECT_SETTINGS, str(run_dir), str(e))
+        return False
     listed = run_dir / FROZEN_LIST
     if listed.exists() and not holder(run_dir):
         message = f"{listed}: found a list of filesystems that a killed session has left frozen"
         found.error(Kind.THAW_FAILED, str(listed), message)
+    return True
 
 
 def plan_command(arguments: argparse.Namespace) -> int:
