@@ -196,6 +196,8 @@ def script_mistake(text: str) -> str:
     with open(os.memfd_create("script"), "wb", buffering=0) as file:
         file.write(text.encode("utf-8", "surrogatepass"))
         wrong = why_not_startable(file.fileno(), "script")
+    if wrong and first.startswith("#!"):  # what it names may be a secret in the wrong place
+        wrong = "found a first line (#!) that names no program which this machine can run"
     if first.startswith("#!") and not rest.strip():
         nothing = (
             "found nothing after the first line; in YAML a script begins with | and not with >"
