@@ -53,6 +53,7 @@ class Lab:
     """Everything that one test makes, and the end of all of it."""
 
     def __init__(self, run_options: str = "size=16m") -> None:
+        self.strangers = {p.pid for p in children(os.getpid())}  # as another tier's gpg-agent
         self.directory = Path(tempfile.mkdtemp(prefix="vmsnap-test.", dir="/var/lib"))
         self.etc, self.state, self.run_directory, self.shm, self.programs = (
             self._make(name) for name in ("etc", "state", "run", "shm", "programs")
@@ -246,7 +247,7 @@ class Lab:
     def left(self) -> list[Process]:
         """What still runs of sessions whose engine has ended."""
         ours = {self.rescue.pid, *(s.pid for s in self.sessions), *(h.pid for h in self.helpers)}
-        return [p for p in children(os.getpid()) if p.pid not in ours]
+        return [p for p in children(os.getpid()) if p.pid not in ours | self.strangers]
 
     def wait_for_rest(self) -> None:
         """Wait until everything that the ended sessions left behind has ended."""

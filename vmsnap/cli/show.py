@@ -84,9 +84,9 @@ def check_command(arguments: argparse.Namespace) -> int:
     checks.inspect_metrics(found)
     settings = found.settings
     plan = make_plan(arguments.only or settings.only, (*arguments.exclude, *settings.exclude))
-    if found.freezing:
-        inspect_filesystems(found, plan, arguments.run)
     usable = inspect_run_directory(found, arguments.run)
+    if found.freezing and usable:
+        inspect_filesystems(found, plan, arguments.run)
     level = found.level  # what follows is no part of a session
     if arguments.etc == Path("/etc"):  # the agents know no other
         diagnose.inspect(found, arguments.state)

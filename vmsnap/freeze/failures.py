@@ -58,8 +58,8 @@ def freeze_failures(
                 continue
             yield Problem(Kind.FREEZE_FAILED, f"{mount}: {reason}", "freeze", mount)
         elif f.maybe_frozen and f.frozen_at is None and cause == "timeout":
-            who = "".join(f"; {blocker}" for blocker in f.blockers)
-            message = f"{mount}: not frozen within {timeout:g} s{who}{lies_on([f])}"
+            who = "".join(f"; {blocker}" for blocker in f.blockers) or lies_on([f])
+            message = f"{mount}: not frozen within {timeout:g} s{who}"
             yield Problem(Kind.FREEZE_TIMEOUT, message, "freeze", mount)
         else:
             continue

@@ -167,15 +167,9 @@ def behind(entry: Entry, plan: Plan) -> str:
     return f", behind {nearest.path} ({nearest.fstype} of {nearest.source})" if nearest else ""
 
 
-def mount_of(path: Path) -> int | None:
-    """The mount id of a path, or of where it will be made; None if that does not answer."""
-
-    def way() -> int:
-        return os.open(next(p for p in (path, *path.parents) if p.exists()), os.O_PATH)
-
-    fd = open_all([(0, way)])[0]
-    if isinstance(fd, str):
-        return None
+def mount_of(path: Path) -> int:
+    """The mount id of a path that was walked before (lock.py), or of where it will be made."""
+    fd = os.open(next(p for p in (path, *path.parents) if p.exists()), os.O_PATH)
     try:
         return mount_id(fd)
     finally:
