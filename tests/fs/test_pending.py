@@ -279,6 +279,22 @@ def test_a_supervisor_without_descriptors_does_not_run_it_again(lab: Lab) -> Non
     assert resumed(lab) == ["resumed success application"]
 
 
+def test_how_a_post_script_ended_is_known_without_two_supervisors(lab: Lab) -> None:
+    lab.filesystem()
+    lab.app(pre="exit 0", post=f"{lab.say('resumed')}; {lab.stop_at('post')}")
+    session = lab.start("exit 0")
+    lab.events.wait("resumed", session)
+    first = supervisor(session)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: set(session.below("vmsnap-scripts")) - {first})
+    (second,) = set(session.below("vmsnap-scripts")) - {first}
+    wait_until(lambda: "anon_inode:[pidfd]" in open_by([second]))
+    os.kill(second, signal.SIGKILL)
+    lab.open("post")
+    assert session.finish().verdict == ("success", "application", 0)
+    assert resumed(lab) == ["resumed"]
+
+
 def test_how_a_pre_script_ended_is_not_taken_for_the_post_script(lab: Lab) -> None:
     lab.filesystem()
     lab.app(pre="kill -9 $PPID; exit 0", post=lab.say(POST))

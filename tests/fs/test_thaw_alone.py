@@ -118,6 +118,15 @@ def test_force_thaws_by_itself_when_no_child_can(lab: Lab, program: str) -> None
     assert not (lab.run_directory / "frozen.json").exists()
 
 
+def test_a_unit_thaws_by_itself_when_no_child_can(lab: Lab) -> None:
+    lab.filesystem("ext4")
+    lab.filesystem("xfs")
+    leave_frozen(lab)
+    lab.vmsnap("session", "--stopped", env=INVOCATION, program=python(NO_CHILD))
+    assert lab.frozen == []
+    assert not (lab.run_directory / "frozen.json").exists()
+
+
 def test_a_unit_whose_thaw_was_killed_fails_and_the_list_is_left(lab: Lab) -> None:
     lab.filesystem()
     leave_frozen(lab)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmsnap.freeze.states import ASKED, States
+from vmsnap.freeze.states import FROZEN, States
 from vmsnap.system.proc import has_ended
 
 FITHAW = 0xC0045878  # linux/fs.h: _IOWR('X', 120, int)
@@ -66,7 +66,7 @@ def thaw_for_guard(
         unanswered = [
             s
             for s in suspects
-            if left and before[s.index] == ASKED and calls[s.index].error == errno.EINVAL
+            if left and before[s.index] != FROZEN and calls[s.index].error == errno.EINVAL
         ]
         if guard is not None and unanswered and has_ended(guard, patience):
             left = False

@@ -57,9 +57,15 @@ class AppScripts:
         self._lock = lock
         self._runner = Runner(app, session, run_dir, grace, journal, lines)
         self._pending = self._runner.pending
-        if self._pending.vanished:  # else it is from an engine that was killed
+        begins = self._pending.vanished  # else it is from an engine that was killed
+        if begins:
             self._pending.begin(pre=app.pre is not None)
-        self._link = self._supervise()
+        try:
+            self._link = self._supervise()
+        except OSError:
+            if begins:
+                self._pending.end()
+            raise
 
     def _supervise(self) -> Link:
         return supervise(self._runner.serve, SUPERVISOR, self._runner.run, keep=[self._lock])
@@ -111,7 +117,7 @@ class AppScripts:
         if self._phase != "post":
             return self.lost(UNWATCHED)
         if waited is None and self._pending.post_started:  # else it is the pre-script
-            self._orphan = self._link.orphan()
+            self._orphan = self._link.orphan() or self._orphan
         ended = ended_child(self._orphan) if self._orphan else None
         if ended and waited and waited.timed_out:
             ended = replace(ended, timed_out=True)

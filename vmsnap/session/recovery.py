@@ -267,8 +267,12 @@ def thaw_left(run_dir: Path, waiter: Waiter, invocation: str | None = None) -> b
     def thaw(report: Callable[[str], None]) -> Iterator[bool]:
         return thaw_after_death(run_dir, report, listed.session)
 
-    thawed = thaw_in_child(thaw, seconds, waiter, warn)
-    return bool(thawed and thawed[0]) or rest_is_guards(run_dir)
+    try:
+        thawed = thaw_in_child(thaw, seconds, waiter, warn)
+        good = bool(thawed and thawed[0])
+    except OSError:  # no more processes: better to hang than to leave something frozen
+        good = any(thaw(warn))
+    return good or rest_is_guards(run_dir)
 
 
 def thaw_by_force(run_dir: Path, remove: bool) -> tuple[bool, list[str]]:

@@ -8,6 +8,7 @@ Runs in: engine, supervisor, caller. While frozen: no file but /proc, no journal
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -37,8 +38,10 @@ class ProcessId:
         """A pidfd; None if nothing is left of the process."""
         try:
             process = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return None
+        except OSError as e:
+            if e.errno in (errno.ESRCH, errno.ENOENT, errno.EINVAL):  # or a thread's by now
+                return None
+            raise
         if started(self.pid) == self.started:
             return process
         os.close(process)
@@ -93,7 +96,7 @@ def started_by(dead: int) -> int:
     dead or alive, it is our child now, if we are a subreaper. 0 if there is none."""
     found: dict[int, int] = {}
     for name in os.listdir("/proc"):
-        if name.isdigit():
+        if name.isdigit() and int(name) != dead:
             with contextlib.suppress(OSError):
                 fields = stat(int(name))
                 parent, group, session = map(int, fields[1:4])

@@ -6,12 +6,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+from vmsnap.freeze import thaw
 from vmsnap.freeze.frozen_list import FROZEN_LIST, FrozenListError, thaw_listed
+from vmsnap.freeze.states import FROZEN, HEAD, NOT_FROZEN, States
 
 
 def write(run: Path, *filesystems: dict[str, object]) -> Path:
@@ -84,3 +87,27 @@ def test_a_list_that_cannot_be_read_is_an_error_that_says_what_to_do(
     with pytest.raises(FrozenListError, match="fsfreeze --unfreeze"):
         next(thaw_listed(tmp_path, lambda _: None))
     assert (tmp_path / FROZEN_LIST).exists()
+
+
+def test_what_the_guard_asks_for_meanwhile_is_not_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not asked for when the letters were read, and its FIFREEZE has not returned."""
+
+    def not_frozen_yet(call: thaw.Call) -> None:
+        call.error = errno.EINVAL
+
+    monkeypatch.setattr(thaw.Call, "_thaw", not_frozen_yet)
+    path = tmp_path / "list"
+    path.write_text(f'{HEAD}{NOT_FROZEN}{NOT_FROZEN}"')
+    guard, fd = os.pidfd_open(os.getpid()), os.open(path, os.O_RDWR)
+
+    def batches() -> Iterator[list[thaw.Suspect]]:
+        os.pwrite(fd, FROZEN.encode(), len(HEAD))
+        yield [thaw.Suspect(0, 1, -1)]
+
+    states = States(fd, 1)
+    assert next(thaw.thaw_for_guard(guard, states, batches(), 0.0)) == {0: errno.EINPROGRESS}
+    assert states.read() == FROZEN
+    for each in (guard, fd):
+        os.close(each)
