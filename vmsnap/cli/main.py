@@ -73,9 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if not let_go_of_stdio() and code == OK:
             code = FAILED
-    for (
-        number
-    ) in STOP_SIGNALS:  # the code is that of what was done, also while Python takes itself down
+    # The code is that of what was done, also while Python takes itself down.
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     return code
 

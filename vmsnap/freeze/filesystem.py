@@ -77,11 +77,21 @@ class Filesystem:
 @dataclass
 class Opened:
     """What of a plan could be opened, for the caller to close. `left_out` is why not the rest,
-    without which the others are frozen; `refused` is why nothing may be frozen at all."""
+    without which the others are frozen; `unmatched` are the patterns of --only that name
+    nothing."""
 
     filesystems: list[Filesystem]
     left_out: list[Problem]
-    refused: list[Problem]
+    unmatched: list[Problem]
+
+    @property
+    def refused(self) -> list[Problem]:
+        """Why nothing may be frozen at all."""
+        known = any(problem.severity is Severity.ERROR for problem in self.left_out)
+        if self.filesystems or known:
+            return self.unmatched
+        message = "found no filesystem to freeze; `vmsnap plan` says why"
+        return [*self.unmatched, Problem(Kind.FREEZE_FAILED, message, "freeze")]
 
     def close(self) -> None:
         for filesystem in self.filesystems:
@@ -119,10 +129,7 @@ def open_plan(plan: Plan, run_dir: Path) -> Opened:
             opened.filesystems.append(Filesystem(entry, answer))
     for pattern in plan.unmatched:
         message = f"{pattern!r}: found nothing mounted there"
-        opened.refused.append(Problem(Kind.MOUNT_OPEN_FAILED, message, "freeze", pattern))
-    if not opened.filesystems and not any(p.severity is Severity.ERROR for p in opened.left_out):
-        message = "found no filesystem to freeze; `vmsnap plan` says why"
-        opened.refused.append(Problem(Kind.FREEZE_FAILED, message, "freeze"))
+        opened.unmatched.append(Problem(Kind.MOUNT_OPEN_FAILED, message, "freeze", pattern))
     return opened
 
 

@@ -275,16 +275,17 @@ class Freezer:
         self.thawing_at = self.thawing_at or time.monotonic()
         self._thaw_ourselves()
         self._note_thawed()
-        if self._states:
-            restore_rcu(self._states, self._rcu)
-            if not self._states.maybe_frozen():
-                with contextlib.suppress(OSError):
-                    (self._run / FROZEN_LIST).unlink()
         if self._commands >= 0:  # a guard that was only stopped goes on, and ends
             os.close(self._commands)
             self._commands = -1
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._process, signal.SIGCONT)
+        if self._states:
+            restore_rcu(self._states, self._rcu)
+            # Not before the guard has been told to end: it would go on to freeze without a list.
+            if not self._states.maybe_frozen():
+                with contextlib.suppress(OSError):
+                    (self._run / FROZEN_LIST).unlink()
 
     def _thaw_ourselves(self) -> None:
         """Thaw in a child, since a FITHAW that never returns would keep its process from ending."""

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
+from sys import byteorder
 from typing import Any
 
 from vmsnap.errors import Kind, Problem, Severity
@@ -131,7 +131,7 @@ def only_reads(process: Path, argument: int) -> bool:
     offset, read_only = READ_ONLY
     with open(process / "mem", "rb", buffering=0) as memory:
         memory.seek(argument + offset)
-        (flags,) = struct.unpack("=Q", memory.read(8))
+        flags = int.from_bytes(memory.read(8), byteorder)  # 0 if its memory ends before
     return bool(flags & read_only)
 
 

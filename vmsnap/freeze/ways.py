@@ -19,15 +19,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from socket import AF_UNIX, SOCK_SEQPACKET, recv_fds, send_fds, socket, socketpair
 
 from vmsnap.errors import VmsnapError
 from vmsnap.freeze.mountinfo import Mount
 from vmsnap.system.files import mount_id
 from vmsnap.system.process import fork
-
-if TYPE_CHECKING:
-    from socket import socket
 
 OPEN_PATIENCE = 2.0  # seconds for all that is opened in a child
 TOGETHER = 0.1  # seconds for which what has answered waits for the rest, so as to be in order
@@ -53,8 +50,6 @@ def open_ways(ways: Sequence[tuple[int, Way]]) -> Iterator[dict[int, int | str]]
     Yield a descriptor, or why there is none, by number: what answers at once together, the others
     as they come, and in the end all that did not answer. Raises OSError if there can be no child.
     """
-    from socket import AF_UNIX, SOCK_SEQPACKET, socketpair  # late: seldom needed
-
     deadline = time.monotonic() + OPEN_PATIENCE
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
     with theirs:
@@ -116,8 +111,6 @@ def received(
 
 
 def receive(ours: socket) -> tuple[int | None, int | str]:
-    from socket import recv_fds
-
     message, descriptors, *_ = recv_fds(ours, MESSAGE_BYTES, 1)
     word, _, reason = os.fsdecode(message).partition(" ")
     for fd in descriptors:
@@ -128,7 +121,6 @@ def receive(ours: socket) -> tuple[int | None, int | str]:
 
 def send_descriptors(to: socket, ways: Iterable[tuple[int, Way]], deadline: float) -> None:
     """Open each in a thread of its own, so that none waits for another's server."""
-    from socket import send_fds
 
     def send(number: int, way: Way) -> None:
         with contextlib.suppress(OSError):  # nobody waits any more

@@ -99,9 +99,7 @@ class Runner:
             )
             if phase == "pre":
                 self.pending.pre_ended()
-            elif (
-                run.reason != UNWATCHED
-            ):  # else the engine learns how it ended, and perhaps has it run again
+            elif run.reason != UNWATCHED:  # of which the engine learns how it ended
                 self.pending.end()
             supervisor.forget()
             supervisor.send(phase=phase, **asdict(run))

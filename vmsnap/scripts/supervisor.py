@@ -9,8 +9,8 @@ It talks with the engine in JSON messages over a socket. If the engine dies, the
 end of file, makes sure that everything is thawed, and ends what it runs; if the supervisor dies,
 the engine reads end of file.
 
-Runs in: engine (Link), supervisor. While frozen: no file but /proc and the list in the run
-directory, no journal, no import.
+Runs in: engine (Link), supervisor. While frozen: no file but /proc, the list in the run directory
+and the ways to what it has to thaw; no journal, no import.
 """
 
 from __future__ import annotations

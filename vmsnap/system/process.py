@@ -23,7 +23,6 @@ from typing import Any
 from vmsnap.system.waiter import STOP_SIGNALS, Waiter
 
 PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 4, 15, 36  # linux/prctl.h
-
 READ_BYTES = 1 << 16
 PIPE_READS = 4  # more than a pipe holds: the rest is from a child that writes without end
 

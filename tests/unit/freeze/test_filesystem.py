@@ -13,7 +13,7 @@ import pytest
 
 from vmsnap.errors import Kind
 from vmsnap.freeze import filesystem
-from vmsnap.freeze.filesystem import open_plan
+from vmsnap.freeze.filesystem import Opened, open_plan, warning
 from vmsnap.freeze.mountinfo import Mount, every_mount
 from vmsnap.freeze.plan import Action, Entry, Plan
 from vmsnap.freeze.reopen import open_here
@@ -106,3 +106,8 @@ def test_refusals_leave_no_descriptor_open(proc: Mount, tmp_path: Path) -> None:
     with opened(Plan((entry(replace(proc, id=-7)), entry(proc)), ("/x",)), tmp_path):
         pass
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_was_left_out_with_a_warning_only_leaves_nothing_that_could_be_claimed() -> None:
+    noted = Opened([], [warning(Kind.MOUNT_OPEN_FAILED, "left out")], [])
+    assert [problem.kind for problem in noted.refused] == [Kind.FREEZE_FAILED]

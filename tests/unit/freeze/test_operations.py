@@ -9,7 +9,14 @@ import pytest
 
 from vmsnap.freeze import operations
 from vmsnap.freeze.mountinfo import Mount
-from vmsnap.freeze.operations import IOCTL, SCRUB, exclusive_operation, operations_of
+from vmsnap.freeze.operations import (
+    IOCTL,
+    READ_ONLY,
+    SCRUB,
+    exclusive_operation,
+    only_reads,
+    operations_of,
+)
 from vmsnap.freeze.plan import Action, Entry
 
 from ..worlds import Machine
@@ -90,3 +97,8 @@ def test_the_numbers_of_the_ioctls_say_their_size() -> None:
     types = {command >> 8 & 0xFF for command in operations.OPERATIONS}
     assert types == {0x94, ord("f"), ord("X"), 0xF5}
     assert SCRUB >> 16 & 0x3FFF == 1024
+
+
+def test_a_process_whose_memory_ends_says_nothing_of_its_scrub(tmp_path: Path) -> None:
+    (tmp_path / "mem").write_bytes(bytes(READ_ONLY[0] + 2))
+    assert not only_reads(tmp_path, 0)
