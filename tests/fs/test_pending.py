@@ -312,6 +312,14 @@ def test_a_post_script_without_its_supervisor_is_ended_at_its_timeout(lab: Lab) 
     assert resumed(lab) == ["resumed"]
 
 
+def test_a_replaced_supervisor_gives_a_post_script_no_more_time(lab: Lab) -> None:
+    lab.filesystem()
+    slow = f"{lab.say('resumed')}; sleep 2; kill -9 $PPID; exit 1"
+    lab.app(pre="exit 0", post=slow, timeoutInSeconds=3, postScriptNoOfRetries=9)
+    outcome = lab.run("exit 0")
+    assert outcome.errors == ["Post-ScriptTimeout"]
+
+
 def open_by(pids: list[int]) -> set[str]:
     """What the descriptors of these processes are."""
     found = set()

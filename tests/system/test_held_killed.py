@@ -465,6 +465,21 @@ def test_the_unit_thaws_what_freezes_after_engine_and_guard_were_killed(
     assert scene.thaw().code == 0
 
 
+def test_a_thaw_of_the_unit_that_hangs_is_given_its_time(scene: Scene) -> None:
+    scene.settings("TimeoutStopSec=1s")
+    freeze, late = begin_held_back(scene)
+    scene.container.kill(scene.engine, signal.SIGSTOP)
+    os.kill(late.guard, signal.SIGKILL)
+    scene.container.kill(scene.engine)
+    outcome = freeze.finish()
+    assert outcome.errors[-1] == "EngineLost"
+    (record,) = scene.container.journal(ENGINE_LOST)
+    assert record["VMSNAP_SESSION"] == outcome.result["session"]
+    late.let_go()
+    wait_for_rest(scene)
+    assert not scene.container.frozen("/srv/data")
+
+
 @pytest.mark.parametrize("who", ["force", "session"])
 def test_whoever_comes_next_does_what_a_killed_recovery_has_left(scene: Scene, who: str) -> None:
     """The recovery waits for the guard's last thread to end, and then would go on."""

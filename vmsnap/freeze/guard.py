@@ -296,6 +296,8 @@ class Guard:
                     self.receive(fd)
                 if self.demand:
                     return self.demand
+                if time.monotonic() >= deadline:  # we were stopped, and a supervisor may thaw now
+                    return "timeout"
                 for filesystem in step:
                     if filesystem.action == "freeze":
                         filesystem.mark(ASKED)

@@ -88,8 +88,16 @@ class AppScripts:
 
     def _order(self) -> None:
         self._link.send(
-            run=self._phase, env=self._env, attempts=self._attempts, unwatched=self._orphan
+            run=self._phase,
+            env=self._env,
+            deadline=self._began + self._budget(self._phase),
+            attempts=self._attempts,
+            unwatched=self._orphan,
         )
+
+    def _budget(self, phase: str) -> float:
+        script = self.script(phase)
+        return script.budget if script else 0.0
 
     def stop(self) -> None:
         self._link.send(stop=True)
@@ -145,8 +153,7 @@ class AppScripts:
         """Start another supervisor in the place of one that was killed, as soon as there is a
         process for it. False if there can be no more."""
         self._replacements += 1
-        script = self.script(self._phase)
-        deadline = self._began + (script.budget if script else 0.0)
+        deadline = self._began + self._budget(self._phase)
         while self._replacements <= REPLACEMENTS:
             try:
                 self._link = self._supervise()
@@ -165,9 +172,7 @@ class AppScripts:
         return ScriptRun.of(self._attempts, ending, time.monotonic() - self._began)
 
     def deadline(self, phase: str) -> float:
-        script = self.script(phase)
-        budget = script.budget if script else 0.0
-        return self._began + budget + self._grace + SUPERVISOR_PATIENCE
+        return self._began + self._budget(phase) + self._grace + SUPERVISOR_PATIENCE
 
     def finish(self, waiter: Waiter) -> None:
         self._link.finish(waiter, self._grace + SUPERVISOR_PATIENCE)
@@ -196,10 +201,11 @@ def run_scripts(
             for scripts in running:
                 scripts.stop()
         deadline = min(scripts.deadline(phase) for scripts in running)
+        asked_at = time.monotonic()  # to replace a supervisor below may take long
         ready = waiter.wait([scripts.fileno() for scripts in running], deadline)
         for scripts in tuple(running):
             received = scripts.receive() if scripts.fileno() in ready else None
-            if received is None and time.monotonic() > scripts.deadline(phase):
+            if received is None and asked_at > scripts.deadline(phase):
                 received = scripts.lost("cannot be watched: its supervisor does not answer")
             if isinstance(received, ScriptRun):
                 running.remove(scripts)

@@ -95,7 +95,12 @@ class Runner:
             phase = str(order["run"])
             begun.add(phase)
             run = self.run_script(
-                supervisor, phase, order["env"], order["attempts"], order["unwatched"]
+                supervisor,
+                phase,
+                order["env"],
+                order["deadline"],
+                order["attempts"],
+                order["unwatched"],
             )
             if phase == "pre":
                 self.pending.pre_ended()
@@ -114,7 +119,8 @@ class Runner:
                 VMSNAP_PHASE="post",
             )
             abandoned = {"VMSNAP_OUTCOME": "failed", "VMSNAP_CONSISTENCY": "none"}
-            self.run_script(supervisor, "post", abandoned)
+            deadline = time.monotonic() + self.app.post.budget
+            self.run_script(supervisor, "post", abandoned, deadline)
         self.pending.end()
 
     def run_script(
@@ -122,15 +128,15 @@ class Runner:
         supervisor: Supervisor,
         phase: str,
         extra: Mapping[str, str],
+        deadline: float,
         attempt: int = 0,
         unwatched: int = 0,
     ) -> ScriptRun:
-        """Go on after this `attempt`. Its pid is `unwatched` if the supervisor that started it was
-        killed; the engine is its parent then, and learns how it ends."""
+        """Go on after this `attempt` until the deadline (monotonic). Its pid is `unwatched` if the
+        supervisor that started it was killed; the engine, its parent then, learns how it ends."""
         script = self.app.pre if phase == "pre" else self.app.post
         assert script is not None
         begin = time.monotonic()
-        deadline = begin + script.budget
         if phase == "post":  # what a supervisor that was killed has left running
             if self.pending.pre_may_run:
                 supervisor.end(lambda: self.processes("pre"), self.grace)

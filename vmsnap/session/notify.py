@@ -39,6 +39,9 @@ class Manager:
         """The unit has started: what it is for is there."""
         self.notify("READY=1", f"STATUS={status(session)}")
 
+    def ask_for_time(self) -> None:
+        self.notify(f"EXTEND_TIMEOUT_USEC={EXTEND}000000")
+
     def follow(self, session: Session) -> None:
         """From now on send every second how far the session is."""
         if self._notifier is not None:

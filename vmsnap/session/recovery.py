@@ -174,7 +174,9 @@ def without_progress(run_dir: Path, etc: Path, session: str, apps: list[str]) ->
 def stopped(etc: Path, run_dir: Path, state: Path) -> bool:
     """ExecStopPost=: the unit's main process has ended. False if anything may stay frozen."""
     invocation = os.environ["INVOCATION_ID"]
+    manager = Manager()
     waiter = Waiter(())
+    waiter.pulse = manager.ask_for_time
     good = thaw_left(run_dir, waiter, invocation)
     lost = progress.read(run_dir)
     if lost and lost.invocation == invocation:
@@ -186,14 +188,13 @@ def stopped(etc: Path, run_dir: Path, state: Path) -> bool:
             if not (lock.holder(run_dir) or lost.session).startswith(lost.session):
                 return good
             descriptor = -1
-        manager = Manager()
         result = end_lost(lost, run_dir, state, descriptor, waiter, manager)
         manager.notify(f"STATUS={outcome_line(result)}")
     for unrecorded in [] if lost else sessions_without_progress(run_dir, etc, None):
         # Else supervisors are at work, or a new session is, which does this as well.
         with contextlib.suppress(lock.SessionInProgressError, lock.RunDirectoryError):
             descriptor = lock.acquire(run_dir, unrecorded.session)
-            end_lost(unrecorded, run_dir, state, descriptor, waiter, Manager())
+            end_lost(unrecorded, run_dir, state, descriptor, waiter, manager)
             os.close(descriptor)
     return good
 
