@@ -16,7 +16,7 @@ import pytest
 
 from . import kernel
 from .faults import kill_all
-from .lab import Lab
+from .lab import Lab, call
 from .processes import children, wait_for_end, wait_until
 from .running import Session
 from .stuck import lock_memory
@@ -164,6 +164,22 @@ def test_what_is_pending_stays_on_record_until_it_can_be_run(lab: Lab) -> None:
     config.chmod(0o600)
     assert lab.run("exit 0").verdict == ("success", "application", 0)
     assert resumed(lab) == ["resumed failed none", "resumed success application"]
+
+
+def test_what_is_written_into_an_emptied_run_directory_ends_no_later_session(lab: Lab) -> None:
+    lab.filesystem()
+    lab.app(
+        pre="exit 0", post=f"{lab.say('resumed')}; [ -e {lab.shm}/go ] || {lab.stop_at('post')}"
+    )
+    session = lab.hold()
+    call("find", lab.run_directory, "-mindepth", "1", "-delete")
+    lab.release()
+    lab.events.wait("resumed", session)
+    kill_all(session)
+    (lab.shm / "go").touch()
+    lab.open("post")
+    assert (lab.run_directory / "session.json").exists()
+    assert lab.run("exit 0").verdict == ("success", "application", 0)
 
 
 def test_force_leaves_nothing_that_is_not_pending(lab: Lab) -> None:

@@ -42,6 +42,7 @@ from vmsnap.scripts.pending import pending_in
 from vmsnap.scripts.runner import ScriptRun
 from vmsnap.session.finish import keep, result_of, send_end
 from vmsnap.session.hold import Hold
+from vmsnap.session.lock import RunDirectoryError, prepare
 from vmsnap.session.log import Record
 from vmsnap.session.metrics import write_metrics
 from vmsnap.session.options import Options
@@ -428,7 +429,9 @@ class Session:
 
     def show(self, phase: Phase) -> None:
         """Show how far the session is; not while anything is frozen."""
-        self.publish(phase)
+        with contextlib.suppress(RunDirectoryError):  # it may have been emptied, or be another's
+            prepare(self.options.run_dir)
+            self.publish(phase)
         self.shown(phase)
 
     def publish(self, phase: Phase) -> bool:
