@@ -99,6 +99,44 @@ def test_without_processes_what_may_hang_comes_last(lab: Lab) -> None:
     assert lab.frozen == []
 
 
+# The child that looks filesystems up is killed, the first times.
+KILLED_CHILDREN = """
+import os, signal, sys
+from pathlib import Path
+from vmsnap.cli import main
+from vmsnap.freeze import ways
+send, killed = ways.send_descriptors, Path(MARK)
+def dying(*arguments):
+    if len(list(killed.parent.glob("killed-*"))) < 2:
+        killed.with_name(f"killed-{os.getpid()}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    send(*arguments)
+ways.send_descriptors = dying
+sys.exit(main.main())
+"""
+
+
+def killing(lab: Lab) -> tuple[str, ...]:
+    return python(KILLED_CHILDREN.replace("MARK", repr(str(lab.shm / "killed"))))
+
+
+def test_who_looks_them_up_can_be_killed(lab: Lab) -> None:
+    lab.filesystem(), lab.filesystem("xfs")
+    leave_frozen(lab)
+    argv = [*killing(lab), "thaw", *lab.places(), "--force"]
+    forced = Session(lab.directory, argv, lab.environment())
+    lab.sessions.append(forced)
+    assert forced.finish().code == 0
+    assert len(list(lab.shm.glob("killed-*"))) == 2
+    assert lab.frozen == []
+
+
+def test_before_the_freeze_too(lab: Lab) -> None:
+    lab.filesystem(), lab.filesystem("xfs")
+    outcome = lab.run("exit 0", program=killing(lab))
+    assert outcome.verdict == ("success", "filesystem", 0)
+
+
 # --- other ways in -------------------------------------------------------------------------------
 
 

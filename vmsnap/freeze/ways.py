@@ -18,7 +18,7 @@ import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from socket import AF_UNIX, SOCK_SEQPACKET, recv_fds, send_fds, socket, socketpair
 
 from vmsnap.errors import VmsnapError
@@ -29,7 +29,9 @@ from vmsnap.system.process import fork
 OPEN_PATIENCE = 2.0  # seconds for all that is opened in a child
 TOGETHER = 0.1  # seconds for which what has answered waits for the rest, so as to be in order
 MESSAGE_BYTES = 4096
+CHILDREN = 3  # that are tried, should they be killed
 LATE = f"it could not be opened within {OPEN_PATIENCE:g} s"
+KILLED = "the processes that tried to open it were killed"
 SOMETHING_ELSE = "something else is mounted there now"
 
 # Opens a filesystem, or raises OSError or MountOpenError.
@@ -51,6 +53,11 @@ def open_ways(ways: Sequence[tuple[int, Way]]) -> Iterator[dict[int, int | str]]
     as they come, and in the end all that did not answer. Raises OSError if there can be no child.
     """
     deadline = time.monotonic() + OPEN_PATIENCE
+    return answers_to(ways, begin(ways, deadline), deadline)
+
+
+def begin(ways: Sequence[tuple[int, Way]], deadline: float) -> tuple[int, socket]:
+    """Start a child that tries these ways; return its pid, and where it answers. Raises OSError."""
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
     with theirs:
         try:
@@ -62,7 +69,24 @@ def open_ways(ways: Sequence[tuple[int, Way]]) -> Iterator[dict[int, int | str]]
         except OSError:
             ours.close()
             raise
-    return received(ours, child, Counter(number for number, _ in ways), deadline)
+    return child, ours
+
+
+def answers_to(
+    ways: Sequence[tuple[int, Way]], child: tuple[int, socket], deadline: float
+) -> Iterator[dict[int, int | str]]:
+    """What one child did not answer, having been killed, another one is asked."""
+    for children in range(1, CHILDREN + 1):
+        unanswered = Counter(number for number, _ in ways)
+        killed = yield from received(*child, unanswered, deadline)
+        ways = [(number, way) for number, way in ways if unanswered[number] > 0]
+        if not killed or not ways or children == CHILDREN:
+            break
+        try:
+            child = begin(ways, deadline)
+        except OSError:
+            break
+    yield {number: KILLED if killed else LATE for number, _ in ways}
 
 
 def open_all(ways: Sequence[tuple[int, Way]]) -> dict[int, int | str]:
@@ -78,17 +102,21 @@ def open_all(ways: Sequence[tuple[int, Way]]) -> dict[int, int | str]:
 
 
 def received(
-    ours: socket, child: int, unanswered: Counter[int], deadline: float
-) -> Iterator[dict[int, int | str]]:
+    child: int, ours: socket, unanswered: Counter[int], deadline: float
+) -> Generator[dict[int, int | str], None, bool]:
+    """Count down how many ways of each number are `unanswered`. Return whether the child was killed
+    before it was done."""
     batch: dict[int, int | str] = {}
     until = time.monotonic() + TOGETHER
+    killed = False
     poll = select.poll()  # select(2) knows no descriptor above 1023
     poll.register(ours, select.POLLIN)
     with ours:
         while +unanswered:
             if poll.poll(max(0.0, until - time.monotonic()) * 1000):
                 number, answer = receive(ours)
-                if number is None:  # it was killed
+                if number is None:
+                    killed = time.monotonic() < deadline
                     break
                 unanswered[number] -= 1
                 if isinstance(answer, str):
@@ -107,7 +135,8 @@ def received(
                 batch = {}
     with contextlib.suppress(ChildProcessError):
         os.waitpid(child, os.WNOHANG)
-    yield {**batch, **{number: LATE for number, count in unanswered.items() if count > 0}}
+    yield batch
+    return killed
 
 
 def receive(ours: socket) -> tuple[int | None, int | str]:
