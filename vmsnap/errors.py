@@ -18,10 +18,11 @@ class Kind(Enum):
     FREEZE_FAILED = (
         "FreezeFailed",
         121,
-        "A filesystem could not be frozen; all were thawed again",
+        "A filesystem could not be frozen: it was left out, or all were thawed again",
         "See the reason in the message. Device or resource busy means that another program has "
-        "frozen the filesystem: find it and have it thaw. `vmsnap plan` shows what would be "
-        "frozen; [freeze] exclude= leaves a filesystem out",
+        "frozen the filesystem: find it and have it thaw. What is damaged, or whose disk fails, "
+        "is left out: see `dmesg`. `vmsnap plan` shows what would be frozen; [freeze] exclude= "
+        "leaves a filesystem out",
         "386ee7ae5aa849ca908d8f13232ecfc1",
     )
     FREEZE_TIMEOUT = (
@@ -286,11 +287,6 @@ class Problem:
     path: str = ""
     severity: Severity = Severity.ERROR
     tolerated: bool = False  # by continueBackupOnFailure: false, since a script has only warned
-
-    @property
-    def came_too_late(self) -> bool:
-        """To affect the snapshot, which was taken by then."""
-        return self.kind is Kind.BECAME_READ_ONLY and self.phase == "thaw"
 
     def to_json(self) -> dict[str, object]:
         return {

@@ -4,9 +4,12 @@ and the level is honest."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import signal
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 import pytest
 
 from . import kernel, strange
-from .lab import Lab
+from .lab import Lab, call
 
 LIMIT = 20.0  # seconds
 GOING_DOWN = 0x8004587D  # linux/fs: EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN: _IOR('X', 125, __u32)
@@ -50,10 +53,14 @@ def stopped_by_an_error(lab: Lab) -> Bad:
 def going_down(lab: Lab, fstype: str) -> Bad:
     filesystem = lab.filesystem(fstype, name="bad")
     lab.filesystems.remove(filesystem)
-    fd = os.open(filesystem.mount, os.O_RDONLY)
+    shut_down(filesystem.mount)
+    return Bad(filesystem.mount, (filesystem.mount,))
+
+
+def shut_down(mount: Path) -> None:
+    fd = os.open(mount, os.O_RDONLY)
     fcntl.ioctl(fd, GOING_DOWN, struct.pack("I", NO_LOG_FLUSH))
     os.close(fd)
-    return Bad(filesystem.mount, (filesystem.mount,))
 
 
 def an_ext4_that_was_shut_down(lab: Lab) -> Bad:
@@ -65,10 +72,79 @@ def an_xfs_that_was_shut_down(lab: Lab) -> Bad:
     return going_down(lab, "xfs")
 
 
-DAMAGED = [
+def on_a_disk_that_fails(lab: Lab, fstype: str, dirty: bool) -> Bad:
+    """Nothing is known of it until something is written: what it lies on was shut down."""
+    below = lab.filesystem("ext4", name="below", mib=400)
+    filesystem = lab.filesystem(fstype, name="bad", on=below)
+    if dirty:
+        (filesystem.mount / "dirty").write_bytes(b"x" * 1_000_000)
+    else:
+        call("sync", "--file-system", filesystem.mount)
+    shut_down(below.mount)
+    for failed in (filesystem, below):
+        lab.filesystems.remove(failed)
+    return Bad(filesystem.mount, (filesystem.mount,))
+
+
+def an_ext4_on_a_disk_that_fails(lab: Lab) -> Bad:
+    """FIFREEZE says EIO."""
+    return on_a_disk_that_fails(lab, "ext4", dirty=False)
+
+
+def an_ext4_with_data_for_a_disk_that_fails(lab: Lab) -> Bad:
+    return on_a_disk_that_fails(lab, "ext4", dirty=True)
+
+
+def an_xfs_with_data_for_a_disk_that_fails(lab: Lab) -> Bad:
+    return on_a_disk_that_fails(lab, "xfs", dirty=True)
+
+
+def a_btrfs_with_data_for_a_disk_that_fails(lab: Lab) -> Bad:
+    """The commit fails before the freeze, and what is read-only by then freezes very well."""
+    return on_a_disk_that_fails(lab, "btrfs", dirty=True)
+
+
+def a_btrfs_on_a_disk_that_fails(lab: Lab) -> Bad:
+    """The freeze succeeds, as there is nothing to write; in the thaw it becomes read-only."""
+    return on_a_disk_that_fails(lab, "btrfs", dirty=False)
+
+
+def an_ext4_on_a_disk_that_is_full(lab: Lab) -> Bad:
+    """As a thin pool: what has been written cannot be brought there. All that is needed for the
+    freeze is there already."""
+    pool = strange.point(lab, "pool")
+    lab.mount("-t", "tmpfs", "-o", "size=40m", "tmpfs", pool)
+    image = strange.image(lab, "bad", mib=64, directory=pool)
+    mount = strange.point(lab, "bad")
+    lab.mount("-o", "loop", image, mount)
+    with (mount / "file").open("wb") as file:
+        file.write(b"x" * (1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+        fill(pool)
+        file.write(b"x" * (8 << 20))
+    return Bad(mount, (mount,))
+
+
+def fill(directory: Path) -> None:
+    with (directory / "filling").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+
+
+SHOWN = [
     stopped_by_an_error,
     an_ext4_that_was_shut_down,
     an_xfs_that_was_shut_down,
+]
+DAMAGED = [
+    *SHOWN,
+    an_ext4_on_a_disk_that_fails,
+    an_ext4_with_data_for_a_disk_that_fails,
+    an_xfs_with_data_for_a_disk_that_fails,
+    a_btrfs_with_data_for_a_disk_that_fails,
+    a_btrfs_on_a_disk_that_fails,
+    an_ext4_on_a_disk_that_is_full,
 ]
 
 # --- covered -------------------------------------------------------------------------------------
@@ -215,13 +291,110 @@ def test_all_others_are_frozen_and_the_level_is_honest(
         assert not bad.disk.is_frozen
 
 
-@pytest.mark.parametrize("make", DAMAGED[:3])
+@pytest.mark.parametrize("make", SHOWN)
 def test_check_tells_of_the_damage(lab: Lab, make: Callable[[Lab], Bad]) -> None:
     """Before any snapshot is taken: the filesystem is in trouble, whatever becomes of snapshots."""
     bad = make(lab)
     outcome = lab.begin("check", f"--only={bad.name}", "--json").finish(LIMIT)
     messages = [p["message"] for p in outcome.result["problems"]]
     assert [m for m in messages if str(bad.name) in m], messages
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_the_thaw_leaves_read_only_is_named(lab: Lab, lost: bool) -> None:
+    below = lab.filesystem("ext4", name="below", mib=200)
+    filesystem = lab.filesystem("btrfs", on=below)
+    lab.filesystems.remove(below)
+    session = lab.hold()
+    shut_down(below.mount)
+    if lost:
+        os.kill(session.guard, signal.SIGKILL)
+    lab.release()
+    outcome = session.finish()
+    assert ("BecameReadOnly", str(filesystem.mount)) in outcome.subjects
+    assert outcome.verdict == ("success", "crash", 0)
+
+
+def test_a_filesystem_that_is_only_shown_read_only_is_frozen_and_no_problem(lab: Lab) -> None:
+    filesystem = lab.filesystem("btrfs")
+    lab.mount("-o", "remount,bind,ro", filesystem.mount)
+    session = lab.hold()
+    assert lab.frozen == ["fs0"]
+    lab.release()
+    outcome = session.finish()
+    assert outcome.subjects == []
+    assert outcome.verdict == ("success", "filesystem", 0)
+
+
+# What would take a user namespace of somebody's.
+FOREIGN = """
+import sys
+from vmsnap.cli import main
+from vmsnap.freeze.plan import Entry
+Entry.foreign = property(lambda entry: entry.mount.endswith("/bad"))
+sys.exit(main.main())
+"""
+
+
+def test_nothing_but_what_only_a_user_has_mounted_and_that_is_damaged_is_no_freeze(
+    lab: Lab,
+) -> None:
+    bad = an_ext4_on_a_disk_that_fails(lab)
+    program = (sys.executable, "-IBc", FOREIGN)
+    outcome = lab.start("exit 0", only=[str(bad.name)], program=program).finish(LIMIT)
+    assert outcome.verdict == ("success", "crash", 0)
+    assert outcome.errors == ["FreezeFailed"]
+
+
+def test_a_lone_filesystem_that_is_damaged_is_no_freeze(lab: Lab) -> None:
+    bad = an_ext4_on_a_disk_that_fails(lab)
+    outcome = lab.start("exit 0", only=[str(bad.name)]).finish(LIMIT)
+    assert outcome.verdict == ("success", "crash", 0)
+    assert outcome.subjects == [("FreezeFailed", str(bad.name))]
+    (error,) = outcome.result["errors"]
+    assert "left out" in error["message"]
+
+
+def test_no_snapshot_is_taken_if_more_is_required_than_is_left_by_what_is_damaged(lab: Lab) -> None:
+    """And all others are thawed again."""
+    other = lab.filesystem()
+    bad = a_btrfs_with_data_for_a_disk_that_fails(lab)
+    only = [str(other.mount), str(bad.name)]
+    outcome = lab.start(lab.say("taken"), "--require=filesystem", only=only).finish(LIMIT)
+    assert outcome.verdict == ("failed", "none", 1)
+    assert lab.events.heard == []
+    assert not other.is_frozen
+
+
+def test_another_failure_beside_it_still_ends_the_freeze_of_all(lab: Lab) -> None:
+    other, theirs = lab.filesystem(), lab.filesystem()
+    bad = an_ext4_on_a_disk_that_fails(lab)
+    kernel.freeze(theirs.mount)
+    session = lab.hold(only=[*lab.mounts, str(bad.name)])
+    frozen = other.is_frozen
+    lab.release()
+    outcome = session.finish()
+    assert not frozen
+    assert ("FreezeFailed", str(theirs.mount)) in outcome.subjects
+    assert theirs.is_frozen
+    kernel.thaw(theirs.mount)
+
+
+def test_what_lies_on_a_damaged_one_that_is_left_out_has_its_own_error(lab: Lab) -> None:
+    below = lab.filesystem("ext4", name="below", mib=200)
+    above = lab.filesystem("ext4", name="above", on=below)
+    other = lab.filesystem()
+    shut_down(below.mount)
+    for failed in (below, above):
+        lab.filesystems.remove(failed)
+    only = [str(f.mount) for f in (below, above, other)]
+    session = lab.hold(only=only)
+    frozen = other.is_frozen
+    lab.release()
+    outcome = session.finish()
+    assert frozen
+    assert {subject for _, subject in outcome.subjects} == set(only[:2])
+    assert outcome.verdict == ("success", "crash", 0)
 
 
 def test_what_only_became_read_only_by_an_error_is_not_shown_as_to_be_frozen(lab: Lab) -> None:

@@ -79,18 +79,6 @@ def take(taker, session):
 CommandTaker.take = take
 sys.exit(main.main())
 """
-# What the kernel does to a btrfs when a process is killed in its FITHAW.
-READ_ONLY_SINCE_THE_THAW = """
-import subprocess, sys
-from vmsnap.cli import main
-from vmsnap.freeze import freezer
-failures = freezer.thaw_failures
-def remounted(filesystems, lost):
-    subprocess.run(["mount", "-o", "remount,ro", filesystems[0].entry.mount], check=True)
-    return failures(filesystems, lost)
-freezer.thaw_failures = remounted
-sys.exit(main.main())
-"""
 INVOCATION = {"INVOCATION_ID": "4711"}
 
 
@@ -244,21 +232,6 @@ def test_whoever_comes_next_thaws_in_the_place_of_a_guard_in_the_cgroup_freezer(
     kernel.thaw(theirs.mount)
     assert lab.run("exit 0").verdict == ("success", "filesystem", 0)
     assert lab.frozen == []
-
-
-@pytest.mark.parametrize("lost", [False, True])
-def test_a_filesystem_that_the_thaw_left_read_only_is_an_error_but_costs_no_level(
-    lab: Lab, lost: bool
-) -> None:
-    filesystem = lab.filesystem("btrfs")
-    session = lab.hold(program=python(READ_ONLY_SINCE_THE_THAW))
-    if lost:
-        os.kill(session.guard, signal.SIGKILL)
-    lab.release()
-    outcome = session.finish()
-    found = ("BecameReadOnly", str(filesystem.mount))
-    assert outcome.subjects == [found, *([("GuardLost", "guard")] if lost else [])]
-    assert outcome.verdict == ("success", "crash" if lost else "filesystem", 0)
 
 
 def stat_of(pid: int) -> str:

@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.freeze.filesystem import Filesystem, warning
 from vmsnap.freeze.plan import Plan
-from vmsnap.freeze.thaw import is_read_only
 
 # Why the guard thawed without a command: the cause it sends, and what that means.
 CAUSES = {
     "signal": "the guard was terminated by a signal, and thawed",
     "broken": "the guard failed, and thawed",
 }
+
+MEND = "see `dmesg`; mend its disk, unmount and check it, or leave it out with [freeze] exclude="
 
 
 def unused_excludes(plan: Plan) -> Iterator[Problem]:
@@ -44,14 +45,13 @@ def freeze_failures(
     filesystems: Sequence[Filesystem], cause: str, timeout: float
 ) -> Iterator[Problem]:
     """Why not everything was frozen; only warnings of what is foreign, which any user may have
-    mounted. `cause` is why the guard thawed; `timeout` in seconds."""
+    mounted. `cause` is why the guard thawed, "" if it holds all but what fails here; `timeout` in
+    seconds."""
     found = False
     for f in filesystems:
         mount = f.entry.mount
-        if f.error:
-            reason = os.strerror(f.error)
-            if f.error == errno.EBUSY:
-                reason = f"already frozen by another program ({reason})"
+        if f.error or f.unwritten:
+            reason = not_frozen(f, cause) if f.error else not_written(f)
             if f.entry.foreign:
                 message = f"{mount}: {reason}; only a foreign user namespace has it"
                 yield warning(Kind.FREEZE_FAILED, message, mount)
@@ -64,9 +64,25 @@ def freeze_failures(
         else:
             continue
         found = True
+    if not cause and all(f.error and f.entry.foreign for f in filesystems):
+        yield Problem(Kind.FREEZE_FAILED, "none of the filesystems could be frozen", "freeze")
     if not found and cause == "timeout":
         message = f"still writing back dirty pages after {timeout:g} s{lies_on(filesystems)}"
         yield Problem(Kind.FREEZE_TIMEOUT, message, "freeze")
+
+
+def not_frozen(f: Filesystem, cause: str) -> str:
+    reason = os.strerror(f.error)
+    if f.error == errno.EBUSY:
+        return f"already frozen by another program ({reason})"
+    if cause or f.entry.foreign:
+        return reason
+    return f"left out, as it is damaged or its disk fails: {reason}; {MEND}"
+
+
+def not_written(f: Filesystem) -> str:
+    reason = os.strerror(f.unwritten)
+    return f"what was written to it has not all reached the disk: {reason}; {MEND}"
 
 
 def lies_on(filesystems: Iterable[Filesystem]) -> str:
@@ -90,11 +106,14 @@ def thaw_failures(filesystems: Iterable[Filesystem], lost: str) -> Iterator[Prob
             yield Problem(Kind.THAW_FAILED, f"{mount}: {reason}", "thaw", mount)
 
 
-def read_only_failures(filesystems: Iterable[Filesystem]) -> Iterator[Problem]:
-    """What was frozen, hence writable, and is not writable since the thaw."""
+def newly_read_only(filesystems: Iterable[Filesystem], after: Plan) -> Iterator[Problem]:
+    """What was frozen, hence meant to be written to, and is read-only by a later plan. A btrfs
+    whose commit has failed freezes like any other; one whose disk fails, or in whose FITHAW a
+    process was killed, becomes so in the thaw (fs/btrfs/super.c, btrfs_unfreeze)."""
+    stopped = {entry.device for entry in after.entries if entry.is_stopped}
     for f in filesystems:
-        if f.frozen_at is not None and f.thawed_at is not None and is_read_only(f.fd):
-            message = f"{f.entry.mount}: has become read-only in the thaw"
+        if f.frozen_at is not None and f.entry.device in stopped:
+            message = f"{f.entry.mount}: has become read-only in the freeze or in the thaw"
             yield Problem(Kind.BECAME_READ_ONLY, message, "thaw", f.entry.mount)
 
 

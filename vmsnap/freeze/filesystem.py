@@ -39,6 +39,7 @@ class Filesystem:
     frozen_at: float | None = None
     synced_at: float | None = None
     thawed_at: float | None = None
+    unwritten: int = 0  # errno: what had been written before the freeze has not reached the disk
     error: int = 0  # of FIFREEZE or syncfs
     thaw_error: int = 0
     blockers: tuple[Blocker, ...] = ()  # who kept it from freezing in time
@@ -55,7 +56,7 @@ class Filesystem:
         def ms(begin: float | None, end: float | None) -> float | None:
             return None if begin is None or end is None else round((end - begin) * 1000, 3)
 
-        error = self.error or self.thaw_error
+        error = self.error or self.unwritten or self.thaw_error
         return FilesystemResult(
             mount=self.entry.mount,
             fstype=self.entry.mounts[0].fstype,

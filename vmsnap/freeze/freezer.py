@@ -29,7 +29,6 @@ from vmsnap.freeze.blockers import blockers
 from vmsnap.freeze.failures import (
     freeze_failures,
     guard_failures,
-    read_only_failures,
     thaw_failures,
 )
 from vmsnap.freeze.filesystem import Filesystem, Opened, open_plan
@@ -240,6 +239,8 @@ class Freezer:
             self.unlocked = int(value)
         elif f is None:
             pass
+        elif event == "unwritten":
+            f.unwritten = int(value)
         elif event == "freezing":
             f.freezing_at = now
         elif event == "frozen":
@@ -263,7 +264,6 @@ class Freezer:
     def _what_went_wrong(self) -> list[Problem]:
         return [
             *thaw_failures(self.filesystems, self.lost),
-            *read_only_failures(self.filesystems),
             *guard_failures(self.cause, self.lost, self._hold),
         ]
 

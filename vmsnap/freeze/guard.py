@@ -9,7 +9,7 @@ frozen any more it removes LIST.
 
     guard.py TIMEOUT HOLD LIST LIST_FD FD:STEP:ACTION[:optional]...
                           ACTION is freeze or sync; low steps go first; the failure of an
-                          optional one is reported, and ends nothing
+                          optional one, and what is DAMAGED, is reported, and ends nothing
 
 Each FD is a directory or file on one filesystem, opened by the engine and inherited: both processes
 hold it, so that no umount hides a frozen superblock and either can thaw when the other is gone.
@@ -17,11 +17,12 @@ hold it, so that no umount hides a frozen superblock and either can thaw when th
 engine -> guard (stdin), a word a line:  presync, freeze, thaw; end of file means thaw
 guard -> engine (stdout), a line each:   EVENT FD SECONDS VALUE   (SECONDS on CLOCK_MONOTONIC)
     ready -1 . ERRNO      everything is in place; ERRNO says whether memory could not be locked
+    unwritten FD . ERRNO  syncfs before the freeze: something written has not reached the disk
     presynced -1 . ROUNDS
     freezing FD . 0       from here on FD may be frozen, whether or not more is said of it
     frozen FD . ERRNO     FIFREEZE returned; 0 means frozen
     synced FD . ERRNO     syncfs returned, where the filesystem knows no freeze
-    held -1 . 0           all are frozen: the hold begins
+    held -1 . 0           all that can be frozen are: the hold begins
     thawing -1 . CAUSE    asked, abandoned, signal, expired, timeout, failed or broken
     thawed FD . ERRNO     FITHAW returned; EINVAL means that somebody else had thawed it
     done -1 . 0           nothing is frozen nor will be, but by a call that did not return for 5 s
@@ -29,9 +30,10 @@ guard -> engine (stdout), a line each:   EVENT FD SECONDS VALUE   (SECONDS on CL
 One thread owns one filesystem and does FIFREEZE and FITHAW on it, so a call that never returns
 blocks nobody else, and one that returns too late finds its order to thaw waiting. The main thread
 only decides. It decides to thaw when told to, when the engine's pipe closes (the engine died), on
-SIGTERM, SIGINT and SIGHUP, when a filesystem fails, and at its own two deadlines: TIMEOUT seconds
-for the freeze, HOLD seconds from "held". It ends when every thread has ended, hence never inside
-FIFREEZE. If the guard itself is killed, the engine thaws; if both are, a supervisor does.
+SIGTERM, SIGINT and SIGHUP, when a filesystem fails that counts, and at its own two deadlines:
+TIMEOUT seconds for the freeze, HOLD seconds from "held". It ends when every thread has ended, hence
+never inside FIFREEZE. If the guard itself is killed, the engine thaws; if both are, a supervisor
+does.
 """
 
 from __future__ import annotations
@@ -64,6 +66,15 @@ RCU_EXPEDITED = "/sys/kernel/rcu_expedited"
 # The letters in the list, and where they begin: states.py.
 NOT_FROZEN, ASKED, FROZEN = "-", "a", "f"
 STATES_AT = len('{"states": "')
+
+# FIFREEZE answers so if nothing can be written to a filesystem any more: it was shut down, is
+# damaged (EUCLEAN and EBADMSG are EFSCORRUPTED and EFSBADCRC), or its disk fails (block/blk-core.c,
+# blk_errors). It is not frozen then (fs/super.c, freeze_super).
+DAMAGED = {
+    *(errno.EIO, errno.EROFS, errno.ESHUTDOWN, errno.EUCLEAN, errno.EBADMSG, errno.ENODEV),
+    *(errno.ENXIO, errno.ENOSPC, errno.ENOLINK, errno.EREMOTEIO, errno.EBADE, errno.ENODATA),
+    *(errno.EILSEQ, errno.ETIMEDOUT),
+}
 
 STACK_BYTES = 256 * 1024
 THAW_PATIENCE = 5.0  # seconds a step of the thaw may take before the next one starts
@@ -120,7 +131,8 @@ class Filesystem:
         while True:
             word = self.orders.get()
             if word == "presync":
-                libc.syncfs(self.fd)
+                if libc.syncfs(self.fd):
+                    news.append(("unwritten", self.fd, time.monotonic(), ctypes.get_errno()))
             elif word == "freeze":
                 if self.too_late:  # it may have waited long behind a presync
                     self.mark(NOT_FROZEN)
@@ -144,7 +156,7 @@ class Filesystem:
             event = "frozen"
         if error == errno.EOPNOTSUPP:
             event, error = "synced", ctypes.get_errno() if libc.syncfs(self.fd) else 0
-        self.failed = error != 0 and not self.optional
+        self.failed = error != 0 and error not in DAMAGED and not self.optional
         news.append((event, self.fd, time.monotonic(), error))
 
     def thaw(self) -> None:

@@ -23,11 +23,12 @@ RESUMED = "compruebe que la aplicación ha reanudado su actividad"
 
 KINDS = {
     Kind.FREEZE_FAILED: (
-        "No se pudo congelar un sistema de archivos; se han vuelto a descongelar todos",
+        "No se pudo congelar un sistema de archivos: se ha dejado fuera, o se han vuelto a "
+        "descongelar todos",
         "Vea el motivo en el mensaje. Device or resource busy significa que otro programa ha "
         "congelado el sistema de archivos: averigüe cuál y deje que lo descongele él mismo. "
-        "`vmsnap plan` muestra qué se congelaría; [freeze] exclude= deja fuera un sistema de "
-        "archivos",
+        "Lo que está dañado, o cuyo disco falla, se deja fuera: vea `dmesg`. `vmsnap plan` muestra "
+        "qué se congelaría; [freeze] exclude= deja fuera un sistema de archivos",
     ),
     Kind.FREEZE_TIMEOUT: (
         "Un sistema de archivos no se congeló a tiempo; se han vuelto a descongelar los demás",

@@ -26,7 +26,12 @@ from vmsnap.config import checks
 from vmsnap.config.app import App
 from vmsnap.consistency import Level, consistency
 from vmsnap.errors import SCRIPT, Kind, Problem, Severity
-from vmsnap.freeze.failures import left_out, newly_writable, unused_excludes
+from vmsnap.freeze.failures import (
+    left_out,
+    newly_read_only,
+    newly_writable,
+    unused_excludes,
+)
 from vmsnap.freeze.filesystem import open_plan
 from vmsnap.freeze.freezer import Freezer
 from vmsnap.freeze.frozen_list import FROZEN_LIST
@@ -144,7 +149,7 @@ class Session:
         return self.level_of(self.record.failures)
 
     def level_of(self, problems: Iterable[Problem]) -> Level:
-        kinds = [problem.kind for problem in problems if not problem.came_too_late]
+        kinds = [problem.kind for problem in problems]
         return consistency(kinds, apps=self.found.apps_meant, freezing=self.freezing)
 
     @property
@@ -335,7 +340,9 @@ class Session:
             self.journal.release()
         self.record.show_phase()
         if self.plan and self.freezer.held_at is not None:
-            self.record.fail(*newly_writable(self.plan, self.make_plan()))
+            after = self.make_plan()
+            self.record.fail(*newly_writable(self.plan, after))
+            self.record.fail(*newly_read_only(self.freezer.filesystems, after))
         count = sum(1 for f in self.freezer.filesystems if f.thawed_at is not None)
         self.record.send(f"Filesystems thawed: {count}", Event.THAWED)
 
