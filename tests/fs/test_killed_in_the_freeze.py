@@ -149,11 +149,21 @@ def test_a_guard_killed_in_presync_leaves_nothing_to_thaw(lab: Lab) -> None:
     kernel.thaw(made.other.mount)
 
 
+# Or else it would wait for the thaw before it freezes: as if the other freeze had begun after that.
+WITHOUT_WITNESS = """
+import sys
+from vmsnap.cli import main
+from vmsnap.freeze import freezer
+freezer.await_thaw_by_others = lambda *_: None
+sys.exit(main.main())
+"""
+
+
 def until_inside(lab: Lab, late: stuck.HeldBack) -> tuple[Session, int]:
     """A session whose guard is inside that FIFREEZE. If the EBUSY of the other one comes first, it
     does not begin, and the session is over."""
     while True:
-        session = lab.start("exit 0")
+        session = lab.start("exit 0", program=(sys.executable, "-IBc", WITHOUT_WITNESS))
         while session.process.poll() is None:
             for guard in session.guards:
                 if is_stuck(guard, late.filesystem.mount, kernel.FIFREEZE):

@@ -20,6 +20,14 @@ CAUSES = {
     "broken": "the guard failed, and thawed",
 }
 
+BY_OTHERS = (
+    "already frozen by another program, as fsfreeze, LVM or another backup agent; it did not thaw "
+    "it in time, and vmsnap thaws only what it has frozen"
+)
+BY_SCRIPT = (
+    "already frozen by a pre-script or another program; vmsnap freezes by itself when the "
+    "pre-scripts have ended, so remove `fsfreeze` from pre- and post-script"
+)
 MEND = "see `dmesg`; mend its disk, unmount and check it, or leave it out with [freeze] exclude="
 
 
@@ -42,16 +50,16 @@ def left_out(plan: Plan) -> Iterator[Problem]:
 
 
 def freeze_failures(
-    filesystems: Sequence[Filesystem], cause: str, timeout: float
+    filesystems: Sequence[Filesystem], cause: str, timeout: float, after_scripts: bool
 ) -> Iterator[Problem]:
     """Why not everything was frozen; only warnings of what is foreign, which any user may have
     mounted. `cause` is why the guard thawed, "" if it holds all but what fails here; `timeout` in
-    seconds."""
+    seconds. `after_scripts`: pre-scripts have run."""
     found = False
     for f in filesystems:
         mount = f.entry.mount
         if f.error or f.unwritten:
-            reason = not_frozen(f, cause) if f.error else not_written(f)
+            reason = not_frozen(f, cause, after_scripts) if f.error else not_written(f)
             if f.entry.foreign:
                 message = f"{mount}: {reason}; only a foreign user namespace has it"
                 yield warning(Kind.FREEZE_FAILED, message, mount)
@@ -71,10 +79,10 @@ def freeze_failures(
         yield Problem(Kind.FREEZE_TIMEOUT, message, "freeze")
 
 
-def not_frozen(f: Filesystem, cause: str) -> str:
+def not_frozen(f: Filesystem, cause: str, after_scripts: bool) -> str:
     reason = os.strerror(f.error)
     if f.error == errno.EBUSY:
-        return f"already frozen by another program ({reason})"
+        return f"{BY_SCRIPT if after_scripts else BY_OTHERS} ({reason})"
     if cause or f.entry.foreign:
         return reason
     return f"left out, as it is damaged or its disk fails: {reason}; {MEND}"

@@ -34,7 +34,7 @@ from vmsnap.freeze.failures import (
 from vmsnap.freeze.filesystem import Filesystem, Opened, open_plan
 from vmsnap.freeze.frozen_list import FROZEN_LIST
 from vmsnap.freeze.operations import leave_out_busy
-from vmsnap.freeze.plan import Plan
+from vmsnap.freeze.plan import Action, Plan
 from vmsnap.freeze.reopen import Item, identify
 from vmsnap.freeze.states import NOT_FROZEN, States
 from vmsnap.freeze.thaw import (
@@ -44,6 +44,7 @@ from vmsnap.freeze.thaw import (
     restore_rcu,
     thaw_for_guard,
 )
+from vmsnap.freeze.witness import await_thaw_by_others
 from vmsnap.result import FilesystemResult
 from vmsnap.system.proc import ProcessId, started
 from vmsnap.system.process import in_child, send_once, spawn
@@ -53,6 +54,7 @@ F_SETPIPE_SZ = 1031  # linux/fcntl.h
 PIPE_BYTES = 1 << 20
 ANSWER = 2.0  # seconds within which a guard that lives answers
 START = 15.0  # seconds for the guard to start
+THAW_BY_OTHERS = 5.0  # seconds for which others' freezes are waited for: applications are quiesced
 
 # Opened with the program, since the two must fit together: an upgrade may exchange the file, or a
 # removal take it away, while pre-scripts run.
@@ -71,6 +73,7 @@ class Freezer:
         hold: float,
         waiter: Waiter,
         kill_blockers: bool = False,
+        after_scripts: bool = False,
     ) -> None:
         self.filesystems: list[Filesystem] = []
         self.held_at: float | None = None
@@ -81,6 +84,7 @@ class Freezer:
         self._run, self._session = run_dir, session
         self._timeout, self._hold, self._waiter = timeout, hold, waiter
         self._kill_blockers = kill_blockers
+        self._after_scripts = after_scripts  # pre-scripts have run, and may have frozen something
         self._by_fd: dict[int, Filesystem] = {}
         self._items: list[Item] = []  # as they are listed
         self._received: set[str] = set()
@@ -152,6 +156,8 @@ class Freezer:
     def presync(self) -> None:
         self._command("presync")
         self._await("presynced", self._timeout + ANSWER)
+        frozen = [f.fd for f in self.filesystems if f.entry.action is Action.FREEZE]
+        await_thaw_by_others(frozen, min(self._timeout, THAW_BY_OTHERS), self._waiter)
 
     def freeze(self) -> list[Problem]:
         """Freeze all. If anything fails that counts, everything is thawed again when this
@@ -163,14 +169,14 @@ class Freezer:
         self._command("freeze")
         self._await("held", self._timeout + ANSWER)
         if self.held_at is not None:
-            return list(freeze_failures(self.filesystems, "", self._timeout))
+            return list(freeze_failures(self.filesystems, "", self._timeout, self._after_scripts))
         if self.lost or self._waiter.interrupted:
             failures = self.thaw()
         else:
             self._find_blockers()
             self._await("done", self._patience())
             failures = [
-                *freeze_failures(self.filesystems, self.cause, self._timeout),
+                *freeze_failures(self.filesystems, self.cause, self._timeout, self._after_scripts),
                 *self._what_went_wrong(),
             ]
         if all(failure.severity is Severity.WARNING for failure in failures):

@@ -284,6 +284,7 @@ class Session:
             self.hold_seconds,
             self.waiter,
             settings.kill_blocking_writers,
+            any(s.pre_started for s in self.scripts),
         )
         try:
             opened = freezer.open(plan)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting for the end of another program's freeze, before our own begins.
+
+The kernel tells nobody of a thaw, and a FIFREEZE that asks is one that may succeed. But whoever
+takes write access to a frozen filesystem sleeps until it is thawed, whoever does that. So a child
+does (the witness), changes nothing, and tells by its end. It cannot be killed before, so it is left
+behind if that takes too long.
+
+Runs in: engine, a fork of it. Not while this session has anything frozen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Collection
+
+from vmsnap.system.process import in_child
+from vmsnap.system.waiter import Waiter
+
+# In no namespace of xattr(7): its removal takes write access (fs/xattr.c, mnt_want_write_file), and
+# then finds nobody to ask, whatever the filesystem.
+NO_ATTRIBUTE = "vmsnap.none"
+
+
+def await_thaw_by_others(fds: Collection[int], seconds: float, waiter: Waiter) -> None:
+    """Return when each of these filesystems has been writable, after `seconds`, or when
+    interrupted. Which of them are frozen, FIFREEZE tells."""
+    with contextlib.suppress(OSError):  # no process available
+        in_child(
+            lambda told: witness(fds), "vmsnap-witness", fds, waiter, seconds, interruptible=True
+        )
+
+
+def witness(fds: Collection[int]) -> None:
+    threads = [threading.Thread(target=take_write_access, args=(fd,)) for fd in fds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def take_write_access(fd: int) -> None:
+    with contextlib.suppress(OSError):
+        os.removexattr(fd, NO_ATTRIBUTE)
+    os.close(fd)  # the others can be unmounted, while one of them stays frozen
