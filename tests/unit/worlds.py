@@ -120,6 +120,7 @@ class Machine:
 
     def __init__(self, directory: Path) -> None:
         self.proc, self.sys = directory / "proc", directory / "sys"
+        self.udev = directory / "udev"
         (self.sys / "dev/block").mkdir(parents=True)
         (self.sys / "block").mkdir()
         self.process("self", "mnt:[1]")
@@ -174,9 +175,18 @@ class Machine:
             (path / "slaves" / slave.name).symlink_to(slave)
         return path
 
-    def disk(self, name: str, sectors: int) -> None:
-        (self.sys / "block" / name).mkdir()
-        (self.sys / "block" / name / "size").write_text(f"{sectors}\n")
+    def disk(self, name: str, sectors: int) -> Path:
+        path = self.sys / "block" / name
+        path.mkdir()
+        (path / "size").write_text(f"{sectors}\n")
+        return path
+
+    def label(self, device: Path, number: str, label: str) -> None:
+        """As udev has found it on a disk or partition, "" for none."""
+        (device / "dev").write_text(f"{number}\n")
+        self.udev.mkdir(exist_ok=True)
+        properties = f"E:ID_FS_LABEL={label}\nE:ID_FS_USAGE=filesystem\n" if label else ""
+        (self.udev / f"b{number}").write_text(f"S:disk/by-path/x\nI:1234\n{properties}G:systemd\n")
 
     def plan(self, only: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> Plan:
         return make_plan(only, exclude, self.proc, self.sys)

@@ -33,6 +33,10 @@ BECAME_READ_ONLY = "read-only after an error, though it was mounted to be writte
 FIRST = "comes first, since all that it lies on cannot be known"
 NO_DISK = ("loop", "ram", "zram", "sr", "fd", "dm-", "md", "bcache", "drbd", "mtdblock")
 
+SMALLEST_DISK = 2048  # sectors of 512 bytes: even a partition begins only there
+SEEDS = ("cidata", "CIDATA", "config-2", "CONFIG-2")  # cloud-init, DataSourceNoCloud, ConfigDrive
+SEED_LABELS = {f"E:ID_FS_LABEL={label}" for label in SEEDS}
+
 
 class Action(Enum):
     FREEZE = "freeze"
@@ -250,13 +254,25 @@ def is_root(mount: Mount) -> bool:
     return mount.point == "/" and mount.pid is None
 
 
-def count_disks(sys: Path = Path("/sys")) -> int:
-    """The number of real disks: no loop, ram, zram, optical or device-mapper devices."""
+def count_disks(sys: Path = Path("/sys"), udev: Path = Path("/run/udev/data")) -> int:
+    """The number of disks that can have data of an application: no loop, ram, zram, optical or
+    device-mapper devices, nothing read-only, and no seed of cloud-init. No device is opened."""
     return sum(
         1
         for disk in (sys / "block").iterdir()
         if not disk.name.startswith(NO_DISK)
-        and text(disk / "size") not in ("", "0")
+        and int(text(disk / "size") or "0") >= SMALLEST_DISK
         and text(disk / "hidden") != "1"  # the paths of a multipath NVMe
+        and text(disk / "ro") != "1"
         and not (disk.name.startswith("mmcblk") and "boot" in disk.name)
+        and not is_seed(disk, udev)
     )
+
+
+def is_seed(disk: Path, udev: Path) -> bool:
+    """Whether there is nothing on a disk but what cloud-init reads (NoCloud, ConfigDrive), by the
+    label that udev has found on it, or on its partitions."""
+    partitions = [p.parent for p in disk.glob("*/partition")]
+    numbers = [text(device / "dev") for device in partitions or [disk]]
+    found = [text(udev / f"b{number}").splitlines() for number in numbers]
+    return all(any(line in SEED_LABELS for line in lines) for lines in found)

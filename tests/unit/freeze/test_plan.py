@@ -590,3 +590,43 @@ def test_an_empty_drive_is_no_disk(machine: Machine) -> None:
     machine.disk("vda", 2048)
     machine.disk("sdb", 0)  # a card reader without a card; nbd devices that nobody uses
     assert count_disks(machine.sys) == 1
+
+
+@pytest.mark.parametrize("label", ["cidata", "CIDATA", "config-2", "CONFIG-2"])
+def test_a_seed_of_cloud_init_is_no_disk(machine: Machine, label: str) -> None:
+    machine.label(machine.disk("vda", 1 << 24), "254:0", "")
+    machine.label(machine.disk("vdb", 1 << 17), "254:16", label)
+    assert count_disks(machine.sys, machine.udev) == 1
+
+
+def test_what_is_too_small_for_anything_else_is_no_disk_without_udev(machine: Machine) -> None:
+    machine.disk("vda", 1 << 24)
+    machine.disk("vdb", 732)
+    assert count_disks(machine.sys, machine.udev) == 1
+
+
+def test_what_is_read_only_is_no_disk(machine: Machine) -> None:
+    for name, read_only in (("vda", "0"), ("vdb", "1")):
+        (machine.disk(name, 1 << 24) / "ro").write_text(f"{read_only}\n")
+    assert count_disks(machine.sys, machine.udev) == 1
+
+
+@pytest.mark.parametrize("label", ["data", "cidata2", "my cidata", ""])
+def test_other_labels_make_no_seed(machine: Machine, label: str) -> None:
+    for number, name in enumerate(("vda", "vdb")):
+        machine.label(machine.disk(name, 1 << 17), f"254:{number}", label)
+    assert count_disks(machine.sys, machine.udev) == 2
+
+
+@pytest.mark.parametrize(("labels", "count"), [(("config-2",), 0), (("config-2", "root"), 1)])
+def test_a_disk_on_which_there_is_more_than_a_seed_counts(
+    machine: Machine, labels: tuple[str, ...], count: int
+) -> None:
+    disk = machine.disk("vda", 1 << 24)
+    machine.label(disk, "254:0", "")
+    for number, label in enumerate(labels, start=1):
+        partition = disk / f"vda{number}"
+        partition.mkdir()
+        (partition / "partition").write_text(f"{number}\n")
+        machine.label(partition, f"254:{number}", label)
+    assert count_disks(machine.sys, machine.udev) == count
