@@ -91,6 +91,7 @@ def hunt(round_: Round, fault: Fault, since: float | None = None) -> None:
 def stop(round_: Round, fault: Fault) -> None:
     pids = round_.find(fault.who, fault.choice)
     for pid in pids:
+        round_.stopped_program |= round_.roles.get(pid) == "program"
         send(pid, signal.SIGSTOP)
     round_.undo(fault.seconds, partial(go_on, pids))
 

@@ -110,7 +110,7 @@ class Round:
         self.killed_pids: dict[int, str] = {}  # with its role, and the phase of a script
         self.kills: list[tuple[float, str]] = []  # the same, with the time of each
         self.limited: set[int] = set()
-        self.interrupted = self.spoiled = self.vanished = False
+        self.interrupted = self.spoiled = self.vanished = self.stopped_program = False
         self.over = self.let_gone = False
         self.words: list[tuple[float, list[str]]] = []
         self.phase = ""

@@ -128,6 +128,8 @@ def twice(round_: Round, app: str) -> str:
     ends = [at for at, w in round_.words if w[0] == "post-end" and w[1] == app]
     before_its_end = min(ends, default=float("inf")) + UNTIL_SEEN
     killed = {what for at, what in round_.kills if at < before_its_end}
+    if round_.stopped_program and "scripts" in killed:
+        return "the kernel hangs up who is stopped and loses its supervisor (setpgid(2))"
     watched = not killed & {"scripts", "young"}
     known = not killed & {"engine", "recovery", "young"}
     return "" if watched or known else "killed in the middle of it"

@@ -46,7 +46,7 @@ RESTORED = ("etc/vmsnap", "etc/systemd/system", "var/lib/vmsnap")
 # Filesystems without a disk: they cannot be frozen. The machine's root is none of them.
 VIRTUAL = {
     *("autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts"),
-    *("devtmpfs", "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "ramfs"),
+    *("devtmpfs", "fuse", "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "ramfs"),
     *("securityfs", "sysfs", "tmpfs", "tracefs"),
 }
 
@@ -182,7 +182,7 @@ class Container:
             with contextlib.suppress(OSError):  # EINVAL of one that is just ending
                 for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
                     device, fstype = line.split(" ")[2], line.split(" - ")[1].split(" ")[0]
-                    virtual = device.startswith("0:") and fstype in VIRTUAL
+                    virtual = device.startswith("0:") and fstype.partition(".")[0] in VIRTUAL
                     if device == device_of(Path("/")) or not (virtual or device in self.thawers):
                         raise UnsafeError(f"visible inside the container: {line}")
 

@@ -78,7 +78,8 @@ def check_command(arguments: argparse.Namespace) -> int:
     from vmsnap.session.notify import Manager
 
     # Before anything is checked, so that no change is missed in between.
-    unwatched = watch(checks.inspect(arguments.etc)) if arguments.watch else []
+    inspected = checks.inspect(arguments.etc)
+    unwatched = watch(inspected, arguments.etc, arguments.state) if arguments.watch else []
     found = checks.inspect(arguments.etc)
     found.problems += unwatched
     checks.inspect_metrics(found)

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Having systemd look again when a script changes: `vmsnap check --watch`.
+"""Having systemd look again when something changes: `vmsnap check --watch`.
 
-vmsnap-check.path watches the directories of the configuration. Those that only the configuration
-knows, of the scripts and of apps that a plugin host file names, each get an instance of
-vmsnap-check@.path.
+Each directory of the configuration and of scripts gets an instance of vmsnap-check@.path. It is
+PID 1 that looks at it then. So this is done only where nothing can keep it waiting: it would wait
+in uninterruptible sleep, and the whole machine with it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from vmsnap.config.checks import Inspection
@@ -17,42 +16,43 @@ from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.system import systemd
 from vmsnap.system.trusted import InsecurePathError, UnreadableFileError, is_directory, walk
 
+# Below /etc, and below the state directory: what is watched wherever scripts are.
+CONFIGURATION = ("vmsnap", "vmsnap/apps.d", "vmsnap/vmsnap.conf.d", "vmsnap/scripts", "azure")
+OUTCOME = "provision.json"
+UNIT = "vmsnap-check@.path"
 
-def watch(found: Inspection) -> list[Problem]:
-    """Watch the directories of all scripts and of all apps. Return warnings of those that systemd
-    does not watch."""
+
+def watch(found: Inspection, etc: Path, state: Path) -> list[Problem]:
+    """Watch the configuration, all scripts and all apps, and how `vmsnap provision` went. Return
+    warnings of what systemd does not watch."""
     scripts = [script for app in found.apps for script in (app.pre, app.post) if script]
     files = {
         *(script.path for script in scripts),
         *(app.config for app in found.apps),
         *(p.path for p in found.problems if p.kind is Kind.INCORRECT_JSON_CONFIG_FILE),
     }
-    directories = sorted({os.path.normpath(Path(file).parent) for file in files})
-    return [
-        problem
-        for directory in directories
-        if is_reachable(directory)
-        for problem in watch_directory(directory)
-    ]
-
-
-def is_reachable(directory: str) -> bool:
-    """Whether systemd can look there without being led elsewhere by a user's link, or waiting for a
-    user's FUSE server. That those are there is a problem of its own, and noted."""
+    watched = {str(etc / name) for name in CONFIGURATION} | {str(state / OUTCOME)}
+    watched |= {os.path.normpath(Path(file).parent) for file in files}
     try:
-        with walk(directory, is_directory):
-            return True
-    except (InsecurePathError, UnreadableFileError):
-        return directory == "/"
-    except OSError:  # missing: it may come
-        return True
-
-
-def watch_directory(directory: str) -> Iterator[Problem]:
-    try:
-        error = systemd.start_instance("vmsnap-check@.path", directory)
+        error = systemd.start_instances(UNIT, sorted(filter(is_reachable, watched)))
     except OSError as e:
         error = f"{e.filename}: {e.strerror}"
-    if error:
-        message = f"{directory}: systemd does not watch it: {error}"
-        yield Problem(Kind.INCORRECT_SETTINGS, message, path=directory, severity=Severity.WARNING)
+    if not error:
+        return []
+    message = f"systemd does not watch all that it should: {error}"
+    return [Problem(Kind.INCORRECT_SETTINGS, message, severity=Severity.WARNING)]
+
+
+def is_reachable(path: str) -> bool:
+    """Whether systemd can look there without being led elsewhere by a user's link, or waiting for a
+    FUSE, another machine or an automounter. What is missing may come: then the directory above it
+    decides, which is watched for that. That a script lies there is a problem of its own."""
+    for step in (Path(path), *Path(path).parents):
+        try:
+            with walk(step, is_directory, local=True):
+                return True
+        except (InsecurePathError, UnreadableFileError):
+            return step == Path("/")
+        except OSError:
+            continue
+    return False

@@ -18,11 +18,12 @@ from pathlib import Path, PurePath
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.freeze.blockers import Blocker
 from vmsnap.freeze.new_mount import device_number, mount_again
-from vmsnap.freeze.plan import REMOTE, Entry, Plan
+from vmsnap.freeze.plan import Entry, Plan
 from vmsnap.freeze.stacking import block_devices
 from vmsnap.freeze.ways import Way, open_all, open_filesystem
 from vmsnap.result import FilesystemResult
 from vmsnap.system.files import mount_id
+from vmsnap.system.trusted import REMOTE
 
 
 @dataclass

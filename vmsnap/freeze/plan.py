@@ -17,11 +17,8 @@ from pathlib import Path
 
 from vmsnap.freeze.mountinfo import ANONYMOUS, Mount, every_mount
 from vmsnap.freeze.stacking import Rank, Stacking, block_devices, look, order, reached, text
+from vmsnap.system.trusted import REMOTE
 
-REMOTE = {
-    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "afs", "lustre", "9p", "virtiofs", "coda"),
-    *("ncpfs", "orangefs", "vboxsf", "vmhgfs", "prl_fs"),
-}
 # On block devices, but their drivers have no freeze_fs: FIFREEZE says EOPNOTSUPP.
 SYNC_ONLY = {
     *("vfat", "msdos", "exfat", "ntfs3", "ntfs", "hfs", "hfsplus", "udf", "minix", "ufs", "affs"),

@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 
 from vmsnap.freeze.mountinfo import ALL_SECONDS, parse, read, ways_to
 from vmsnap.freeze.new_mount import mount_again
-from vmsnap.freeze.plan import REMOTE, Entry
+from vmsnap.freeze.plan import Entry
 from vmsnap.freeze.stacking import block_devices
 from vmsnap.freeze.ways import (
     OPEN_PATIENCE,
@@ -33,6 +33,7 @@ from vmsnap.freeze.ways import (
     reason_of,
 )
 from vmsnap.system.files import mount_id
+from vmsnap.system.trusted import REMOTE
 
 PATIENCE = 3 * OPEN_PATIENCE + ALL_SECONDS  # seconds that it takes at most
 

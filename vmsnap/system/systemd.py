@@ -8,6 +8,7 @@ What is asked raises OSError if the program is not there.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from vmsnap.system.printable import printable
@@ -44,12 +45,12 @@ def jobs() -> list[tuple[str, str]]:
     return [(row[1], row[2]) for row in rows if len(row) > 2]
 
 
-def start_instance(template: str, path: str) -> str:
-    """Start the instance of a template unit for a path; return what was complained of."""
-    escape = ["systemd-escape", "--path", f"--template={template}", "--", path]
-    code, unit, error = output_of(escape)
+def start_instances(template: str, paths: Sequence[str]) -> str:
+    """Start the instance of a template unit for each path; return what was complained of."""
+    escape = ["systemd-escape", "--path", f"--template={template}", "--", *paths]
+    code, units, error = output_of(escape)
     if not code:
-        code, error = systemctl("start", "--", unit.strip())
+        code, error = systemctl("start", "--", *units.split())
     return (" ".join(error.split()) or f"exit code {code}") if code else ""
 
 

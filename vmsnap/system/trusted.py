@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -20,6 +20,12 @@ from vmsnap.system.files import mount_id
 
 Check = Callable[[int, str], None]  # of a descriptor and the name of a step
 
+# Filesystems whose data is on another machine, which may never answer.
+REMOTE = {
+    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "afs", "lustre", "9p", "virtiofs", "coda"),
+    *("ncpfs", "orangefs", "vboxsf", "vmhgfs", "prl_fs"),
+}
+OCTAL = re.compile(r"\\([0-7]{3})")  # in /proc/PID/mountinfo
 MAX_BYTES = 1 << 20
 MAX_SYMLINKS = 40  # as the kernel: path_resolution(7)
 
@@ -83,13 +89,15 @@ class Step(NamedTuple):
 
 
 @contextlib.contextmanager
-def walk(path: str | Path, check: Check | None = None) -> Iterator[tuple[int, str]]:
+def walk(
+    path: str | Path, check: Check | None = None, local: bool = False
+) -> Iterator[tuple[int, str]]:
     """Follow a path, and give an O_PATH descriptor of its last step, and that one's name.
 
     Links are followed that root has made. Every directory on the way must pass `check`, which is
     check_directory if none is given; what the path leads to is left to the caller. No step of it
-    may lie on FUSE, and none is asked for anything before that is known; no automounter is asked to
-    mount anything. Raises as open_trusted."""
+    may lie on FUSE or, if it has to be `local`, on another machine, and none is asked for anything
+    before that is known; no automounter is asked to mount anything. Raises as open_trusted."""
     check = check or check_directory
     names = [name for name in reversed(os.fspath(path).split("/")) if name not in ("", ".")]
     if not os.fspath(path).startswith("/") or not names or os.fspath(path).endswith("/"):
@@ -106,6 +114,7 @@ def walk(path: str | Path, check: Check | None = None) -> Iterator[tuple[int, st
         steps = [checked(Step(root, "", mount_id(root)))]
         check(root, "/")
         links = 0
+        shares = mount_points(REMOTE) if local else ()
         while names:
             name = names.pop()
             if name == "..":
@@ -114,6 +123,9 @@ def walk(path: str | Path, check: Check | None = None) -> Iterator[tuple[int, st
             above = steps[-1]
             if above.automount:
                 refuse_automount(above, name)
+            if f"{above.name}/{name}" in shares:
+                share = f"{above.name}/{name}"
+                raise InsecurePathError(share, "a filesystem of another machine", "a local one")
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=above.fd)
             opened.callback(os.close, fd)
             step = Step(fd, f"{above.name}/{name}", mount_id(fd), above.automount)
@@ -166,6 +178,18 @@ def refuse_automount(above: Step, name: str) -> None:
     raise InsecurePathError(
         above.name or "/", "an automount that has not been mounted", "a mounted filesystem"
     )
+
+
+def mount_points(fstypes: Collection[str]) -> set[str]:
+    """Where filesystems of these types are mounted. Even to open such a place with O_PATH can be a
+    question to the server (fs/namei.c, complete_walk; nfs_weak_revalidate)."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        lines = [line.partition(" - ") for line in table]
+    return {
+        OCTAL.sub(lambda match: chr(int(match[1], 8)), left.split(" ")[4])
+        for left, _, right in lines
+        if right.split(" ")[0] in fstypes
+    }
 
 
 def fstype_of(mount: int) -> str:
