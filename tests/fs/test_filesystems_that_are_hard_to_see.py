@@ -316,13 +316,30 @@ def test_it_is_selected_by_its_device(lab: Lab) -> None:
     assert session.finish().verdict == ("success", "filesystem", 0)
 
 
-def test_what_was_left_out_and_is_hidden_during_the_session_stays_left_out(lab: Lab) -> None:
+@fstypes
+def test_what_was_left_out_and_is_hidden_during_the_session_stays_left_out(
+    lab: Lab, fstype: str
+) -> None:
     lab.filesystem()
-    device, mount = loop_device(lab), point(lab, "excluded")
-    kernel.mount(device, mount, "ext4", "")
+    device, mount = loop_device(lab, fstype), point(lab, "excluded")
+    kernel.mount(device, mount, fstype, "")
     only = [*lab.mounts, f"[/]{device[1:]}", str(mount)]
     session = lab.hold(f"--exclude={mount}", only=only)
     let_go_at_the_end(lab, os.open(mount, os.O_RDONLY))
+    kernel.detach(mount)
+    lab.release()
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "filesystem", 0), outcome.result["errors"]
+
+
+@fstypes
+def test_what_was_frozen_and_is_hidden_during_the_session_was_frozen(
+    lab: Lab, fstype: str
+) -> None:
+    device, mount = loop_device(lab, fstype), point(lab, "frozen")
+    kernel.mount(device, mount, fstype, "")
+    session = lab.hold(only=[str(mount), f"[/]{device[1:]}"])
+    strange.watch(lab, mount, Path(device))
     kernel.detach(mount)
     lab.release()
     outcome = session.finish()

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from vmsnap.errors import Kind, Problem, Severity
-from vmsnap.freeze.filesystem import Filesystem, warning
+from vmsnap.freeze.filesystem import Filesystem, newly_hidden, warning
 from vmsnap.freeze.plan import Plan
 
 # Why the guard thawed without a command: the cause it sends, and what that means.
@@ -128,10 +128,11 @@ def newly_read_only(filesystems: Iterable[Filesystem], after: Plan) -> Iterator[
 def newly_writable(before: Plan, after: Plan) -> Iterator[Problem]:
     """What a later plan would act on, but not the one by which everything was frozen."""
     known = {entry.device for entry in before.acted_on}
-    for entry in after.acted_on:
-        if entry.device not in known:
-            message = f"{entry.mount}: was mounted, or became writable, after the plan was made"
-            yield Problem(Kind.NOT_FROZEN, message, "thaw", entry.mount)
+    new = [entry for entry in after.acted_on if entry.device not in known]
+    hidden = newly_hidden(before, [entry for entry in new if entry.hidden])
+    for entry in (*(entry for entry in new if not entry.hidden), *hidden):
+        message = f"{entry.mount}: was mounted, or became writable, after the plan was made"
+        yield Problem(Kind.NOT_FROZEN, message, "thaw", entry.mount)
 
 
 def guard_failures(cause: str, lost: str, hold: float) -> Iterator[Problem]:

@@ -17,13 +17,17 @@ from pathlib import Path, PurePath
 
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.freeze.blockers import Blocker
+from vmsnap.freeze.hidden import is_mounted
 from vmsnap.freeze.new_mount import device_number, mount_again
-from vmsnap.freeze.plan import Entry, Plan
+from vmsnap.freeze.plan import CHOSEN, Action, Entry, Plan
 from vmsnap.freeze.stacking import block_devices
-from vmsnap.freeze.ways import Way, open_all, open_filesystem
+from vmsnap.freeze.thaw import is_read_only
+from vmsnap.freeze.ways import MountOpenError, Way, open_all, open_filesystem
 from vmsnap.result import FilesystemResult
 from vmsnap.system.files import mount_id
 from vmsnap.system.trusted import REMOTE
+
+READ_ONLY = "it is read-only"
 
 
 @dataclass
@@ -114,6 +118,8 @@ def open_plan(plan: Plan, run_dir: Path) -> Opened:
 
     run_mount = mount_of(run_dir)
     for entry, answer in zip(plan.acted_on, open_entries(plan.acted_on)):
+        if answer is None:
+            continue
         if isinstance(answer, str) and entry.foreign:
             message = f"{entry.mount}: left out, as only a foreign user namespace has it: {answer}"
             opened.left_out.append(warning(Kind.MOUNT_OPEN_FAILED, message, entry.mount))
@@ -139,16 +145,29 @@ def warning(kind: Kind, message: str, subject: str = "") -> Problem:
     return Problem(kind, message, "freeze", subject, severity=Severity.WARNING)
 
 
-def open_entries(entries: Sequence[Entry]) -> list[int | str]:
-    """A descriptor of each, or why there is none: by any of its mounts, else by a new one."""
+def open_entries(entries: Sequence[Entry]) -> list[int | str | None]:
+    """A descriptor of each, or why there is none: by any of its mounts, else by a new one. None if
+    there is nothing to freeze."""
     answers: dict[int, int | str] = dict.fromkeys(range(len(entries)), "")
     ours = [number for number, entry in enumerate(entries) if not entry.foreign]
-    for way, numbers in ((by_mounts, [*answers]), (by_new_mount, ours)):
+    shown = [number for number, entry in enumerate(entries) if not entry.hidden]
+    for way, numbers in ((by_mounts, shown), (by_new_mount, ours)):
         ways = [(n, way(entries[n])) for n in numbers if isinstance(answers[n], str)]
         for number, answer in open_all(ways).items():
             first = answers[number]
             answers[number] = f"{first}; {answer}" if first and isinstance(answer, str) else answer
-    return list(answers.values())
+    return [
+        None if entry.hidden and is_no_loss(entry, answer) else answer
+        for entry, answer in zip(entries, answers.values())
+    ]
+
+
+def is_no_loss(entry: Entry, answer: int | str) -> bool:
+    """Whether it is read-only, or was unmounted just now. Of what no mount table has that is not
+    known before."""
+    if isinstance(answer, int):
+        return False
+    return answer == READ_ONLY or not is_mounted(entry.mounts[0], Path("/sys"))
 
 
 def by_mounts(entry: Entry) -> Way:
@@ -160,7 +179,34 @@ def by_new_mount(entry: Entry) -> Way:
     mount = entry.mounts[0]
     disks = block_devices(mount, Path("/sys"))
     st_dev = None if mount.device.startswith("0:") else device_number(mount.device)
-    return partial(mount_again, disks, mount.fstype, "", st_dev)
+    way = partial(mount_again, disks, mount.fstype, "", st_dev)
+    return partial(writable, way) if entry.hidden else way
+
+
+def writable(way: Way) -> int:
+    fd = way()
+    if is_read_only(fd):
+        os.close(fd)
+        raise MountOpenError(READ_ONLY)
+    return fd
+
+
+def newly_hidden(before: Plan, entries: Sequence[Entry]) -> list[Entry]:
+    """Those of `entries`, which no mount table has, that can be written to and that the plan
+    neither acted on nor left out because it was told to. Not while anything is frozen."""
+    sys = Path("/sys")
+    decided = {
+        number
+        for entry in before.entries
+        if entry.action is not Action.SKIP or entry.reason in CHOSEN
+        for number in (entry.device, *block_devices(entry.mounts[0], sys))
+    }
+    new = [e for e in entries if decided.isdisjoint(block_devices(e.mounts[0], sys))]
+    answers = open_entries(new)
+    for answer in answers:
+        if isinstance(answer, int):
+            os.close(answer)
+    return [entry for entry, answer in zip(new, answers) if answer is not None]
 
 
 def behind(entry: Entry, plan: Plan) -> str:

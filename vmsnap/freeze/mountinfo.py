@@ -49,6 +49,7 @@ class Mount:
     pid: int | None = None  # a process that sees it, if it is not in our mount namespace
     foreign: bool = False  # that namespace is owned by another user namespace than ours
     writable: bool = True  # as it was mounted, whatever the superblock is
+    hidden: bool = False  # in no mount table (hidden.py): `point` is a device
 
     @property
     def path(self) -> str:
@@ -66,8 +67,8 @@ class Mount:
 
     @property
     def reachable(self) -> bool:
-        """False if the directory it was mounted on has been deleted."""
-        return not self.point.endswith("//deleted")
+        """False if the directory it was mounted on has been deleted, or there has been none."""
+        return not (self.hidden or self.point.endswith("//deleted"))
 
 
 def unescape(field: str) -> str:

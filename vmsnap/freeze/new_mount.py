@@ -15,6 +15,7 @@ import errno
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 from vmsnap.freeze.ways import SOMETHING_ELSE, MountOpenError
 from vmsnap.system.process import libc
@@ -22,6 +23,8 @@ from vmsnap.system.process import libc
 # asm-generic/unistd.h, and the same for all others that Linux has added since 5.1.
 FSOPEN, FSCONFIG, FSMOUNT = 430, 431, 432
 CLOEXEC = 1  # linux/mount.h: FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
+# Of one driver, which sysfs does not tell apart. A superblock has the name it was mounted by.
+NAMES = {"ext4": ("ext4", "ext3", "ext2")}
 SET_FLAG, SET_STRING, CREATE = 0, 1, 6  # linux/mount.h: enum fsconfig_command
 
 
@@ -67,17 +70,21 @@ def is_in_use(place: int) -> bool:
 
 
 def mounted(fstype: str, options: Mapping[str, str]) -> int:
-    """Open the root of a new mount. EBUSY says that the superblock is read-only meanwhile."""
-    try:
-        mount = detached(fstype, options, ())
-    except OSError as e:
-        if e.errno != errno.EBUSY:
-            raise
-        mount = detached(fstype, options, ("ro",))
-    try:
-        return os.open(".", os.O_RDONLY, dir_fd=mount)
-    finally:
-        os.close(mount)
+    """Open the root of a new mount. EBUSY says that the superblock is writable. In this order: of
+    one that is just being unmounted, which the kernel waits for, a new one is made, and is not to
+    write; and a btrfs that is read-only would become writable."""
+    for name, flags in product(NAMES.get(fstype, (fstype,)), (("ro",), ())):
+        try:
+            mount = detached(name, options, flags)
+        except OSError as e:
+            if e.errno != errno.EBUSY:
+                raise
+            continue
+        try:
+            return os.open(".", os.O_RDONLY, dir_fd=mount)
+        finally:
+            os.close(mount)
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
 
 def detached(fstype: str, options: Mapping[str, str], flags: Sequence[str]) -> int:

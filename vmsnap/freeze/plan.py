@@ -15,6 +15,7 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from vmsnap.freeze.hidden import hidden_mounts
 from vmsnap.freeze.mountinfo import ANONYMOUS, Mount, every_mount
 from vmsnap.freeze.stacking import Rank, Stacking, block_devices, look, order, reached, text
 from vmsnap.system.trusted import REMOTE
@@ -27,6 +28,8 @@ SYNC_ONLY = {
 # Mounted read-write, their superblocks are read-only all the same.
 NEVER_WRITTEN = {"iso9660", "squashfs", "erofs", "cramfs", "romfs", "efs", "qnx6", "befs"}
 BECAME_READ_ONLY = "read-only after an error, though it was mounted to be written to"
+HIDDEN = "in no mount table that can be read"
+CHOSEN = {"not selected", "excluded"}
 FIRST = "comes first, since all that it lies on cannot be known"
 NO_DISK = ("loop", "ram", "zram", "sr", "fd", "dm-", "md", "bcache", "drbd", "mtdblock")
 
@@ -64,6 +67,11 @@ class Entry:
     def foreign(self) -> bool:
         """Whether nothing but namespaces of foreign user namespaces has it mounted."""
         return all(mount.foreign for mount in self.mounts)
+
+    @property
+    def hidden(self) -> bool:
+        """Whether no mount table has it."""
+        return self.mounts[0].hidden
 
     @property
     def became_read_only(self) -> bool:
@@ -115,8 +123,9 @@ def make_plan(
     sys: Path = Path("/sys"),
     pulse: Callable[[], object] = lambda: None,
 ) -> Plan:
-    """Plan a freeze. `only` and `exclude` are globs of mount points (`*` crosses slashes); `pulse`
-    is called every few milliseconds while the mount tables are read."""
+    """Plan a freeze. `only` and `exclude` are globs of mount points (`*` crosses slashes), or of
+    devices of what is in no mount table; `pulse` is called every few milliseconds while the mount
+    tables are read."""
     superblocks: dict[str, list[Mount]] = {}
     notes: list[str] = []
     for mount in every_mount(proc, notes.append, pulse):
@@ -125,6 +134,8 @@ def make_plan(
     for mounts in superblocks.values():
         # A mount of the whole filesystem in our own namespace says best which one is meant.
         mounts.sort(key=lambda m: (m.pid is not None, not m.reachable, m.root != "/"))
+    for mount in hidden_mounts(superblocks, notes.append, proc, sys):
+        superblocks[mount.device] = [mount]
     only, exclude = [trimmed(p) for p in only], [trimmed(p) for p in exclude]
     decisions = {
         device: decide(mounts, only, exclude, sys, device in failed)
@@ -227,7 +238,7 @@ def by_nature(mount: Mount) -> tuple[Action, str]:
         return Action.SKIP, "read-only: nothing writes to it"
     if fstype in SYNC_ONLY:
         return Action.SYNC, f"{fstype} cannot be frozen; it is written out instead"
-    return Action.FREEZE, ""
+    return Action.FREEZE, HIDDEN if mount.hidden else ""
 
 
 def steps_of(

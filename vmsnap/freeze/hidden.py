@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filesystems that are mounted, and in no mount table that can be read.
+
+All processes of their namespace are in a chroot, or it has none and is kept by a descriptor or a
+bind mount; or it is a single thread's; they are unmounted lazily and still open; or have never had
+a mount point (fsmount(2)). The drivers list their superblocks in sysfs, wherever they are mounted.
+
+sysfs is the same in every container, and has the host's as well. So they are looked for only in the
+initial PID namespace, whose /proc has every process of the kernel: what is in none of their mount
+tables is nobody else's. In a container it may be the host's or its neighbour's.
+
+Runs in: engine, caller. Not while this session has anything frozen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from vmsnap.freeze.mountinfo import Mount
+from vmsnap.freeze.stacking import block_devices, entries, text
+
+INITIAL = "pid:[4026531836]"  # linux/proc_ns.h: PROC_PID_INIT_INO
+BY_DEVICE = ("ext4", "xfs", "f2fs", "nilfs2")  # /sys/fs/TYPE/NAME, by the name of the device
+NOWHERE = -1  # in place of a mount id
+
+
+def hidden_mounts(
+    superblocks: Mapping[str, Sequence[Mount]],
+    warn: Callable[[str], object],
+    proc: Path,
+    sys: Path,
+) -> list[Mount]:
+    """One that stands for each superblock that is not among these: its mount point is the path of
+    its device. `warn` is called with what was left out."""
+    if not is_the_machine(proc):
+        return []
+    seen = {*superblocks}
+    nameless = 0
+    for mounts in superblocks.values():
+        if mounts[0].fstype == "btrfs":
+            members = block_devices(mounts[0], sys)
+            seen.update(members)
+            nameless += not members
+    found = [m for m in all_superblocks(sys) if seen.isdisjoint(block_devices(m, sys))]
+    pools = [mount for mount in found if mount.fstype == "btrfs"]
+    if not nameless:
+        return found
+    # Those are among the pools. Which, nobody says, and none may be frozen twice.
+    if len(pools) > nameless:
+        names = ", ".join(mount.point for mount in pools)
+        warn(f"a btrfs may be missing that no mount table has: it is one of {names}")
+    return [mount for mount in found if mount not in pools]
+
+
+def is_the_machine(proc: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return str((proc / "self/ns/pid").readlink()) == INITIAL
+    return False
+
+
+def is_mounted(mount: Mount, sys: Path) -> bool:
+    """Whether the superblock is still there."""
+    return mount in all_superblocks(sys)
+
+
+def all_superblocks(sys: Path) -> Iterator[Mount]:
+    """All of the types that sysfs tells of, but those whose device has been removed."""
+    for fstype in BY_DEVICE:
+        for entry in entries(sys / "fs" / fstype):
+            number = text(sys / "class/block" / entry.name / "dev")
+            if number:
+                yield hidden(number, entry.name, fstype)
+    for pool in (sys / "fs/btrfs").glob("*-*"):
+        members = sorted(m.name for m in entries(pool / "devices") if text(m / "dev"))
+        if members:
+            # Its number is anonymous, and not known until it is open.
+            yield hidden(f"0:{pool.name}", members[0], "btrfs")
+
+
+def hidden(device: str, name: str, fstype: str) -> Mount:
+    path = f"/dev/{name.replace('!', '/')}"
+    return Mount(NOWHERE, device, "/", path, fstype, path, "", hidden=True)
