@@ -23,7 +23,9 @@ from .lab import MKFS, Lab, call, end
 from .strange import Disk, point
 from .test_thaw_alone import python
 
-OPEN_TREE, OPEN_TREE_CLONE, AT_FDCWD = 428, 1, -100  # linux/mount.h, linux/fcntl.h
+# asm-generic/unistd.h, linux/mount.h, linux/fcntl.h
+OPEN_TREE, OPEN_TREE_CLONE, AT_FDCWD = 428, 1, -100
+MOVE_MOUNT, MOVE_MOUNT_F_EMPTY_PATH = 429, 4
 
 # Mounts the device in a namespace of its own, keeps a descriptor of it, and waits.
 NAMESPACE = """
@@ -333,9 +335,7 @@ def test_what_was_left_out_and_is_hidden_during_the_session_stays_left_out(
 
 
 @fstypes
-def test_what_was_frozen_and_is_hidden_during_the_session_was_frozen(
-    lab: Lab, fstype: str
-) -> None:
+def test_what_was_frozen_and_is_hidden_during_the_session_was_frozen(lab: Lab, fstype: str) -> None:
     device, mount = loop_device(lab, fstype), point(lab, "frozen")
     kernel.mount(device, mount, fstype, "")
     session = lab.hold(only=[str(mount), f"[/]{device[1:]}"])
@@ -358,11 +358,27 @@ def test_what_a_mount_table_has_is_not_planned_twice(lab: Lab, fstype: str) -> N
 
 def test_a_btrfs_whose_source_says_nothing_is_not_frozen_twice(lab: Lab) -> None:
     device, mount = loop_device(lab, "btrfs"), point(lab, "seen")
-    node = lab.shm / "node"
+    hidden, node = loop_device(lab, "btrfs"), lab.shm / "node"
     os.mknod(node, 0o060600, os.stat(device).st_rdev)
     kernel.mount(str(node), mount, "btrfs", "")
-    outcome = lab.run("exit 0", only=[str(mount), f"[/]{device[1:]}"])
+    assert str(node) in Path("/proc/self/mountinfo").read_text()
+    disk = unmounted_lazily(lab, hidden, "btrfs")
+    session = lab.hold(only=[str(mount), f"[/]{device[1:]}", hidden])
+    assert disk.is_frozen
+    lab.release()
+    outcome = session.finish()
     assert outcome.verdict == ("success", "filesystem", 0), outcome.result["errors"]
+    assert {f["mount"] for f in outcome.result["filesystems"]} == {str(mount), hidden}
+
+
+def test_a_btrfs_keeps_the_name_of_its_device(lab: Lab) -> None:
+    """It shows the path by which it was mounted last."""
+    device, mount = loop_device(lab, "btrfs"), point(lab, "seen")
+    fd = new_mount.detached("btrfs", {"source": device}, ())
+    let_go_at_the_end(lab, fd)
+    assert lab.run("exit 0", only=[device]).verdict == ("success", "filesystem", 0)
+    new_mount.system_call(MOVE_MOUNT, fd, "", AT_FDCWD, str(mount), MOVE_MOUNT_F_EMPTY_PATH)
+    assert (str(mount), device) in kernel.mounts("self")
 
 
 def test_those_of_the_host_are_not_a_containers(lab: Lab) -> None:

@@ -128,9 +128,8 @@ def newly_read_only(filesystems: Iterable[Filesystem], after: Plan) -> Iterator[
 def newly_writable(before: Plan, after: Plan) -> Iterator[Problem]:
     """What a later plan would act on, but not the one by which everything was frozen."""
     known = {entry.device for entry in before.acted_on}
-    new = [entry for entry in after.acted_on if entry.device not in known]
-    hidden = newly_hidden(before, [entry for entry in new if entry.hidden])
-    for entry in (*(entry for entry in new if not entry.hidden), *hidden):
+    new = [entry for entry in after.acted_on if not entry.hidden and entry.device not in known]
+    for entry in (*new, *newly_hidden(before, after)):
         message = f"{entry.mount}: was mounted, or became writable, after the plan was made"
         yield Problem(Kind.NOT_FROZEN, message, "thaw", entry.mount)
 

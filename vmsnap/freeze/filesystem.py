@@ -9,6 +9,7 @@ Runs in: engine, caller (`vmsnap check`). While frozen: no file, no journal, no 
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ from vmsnap.result import FilesystemResult
 from vmsnap.system.files import mount_id
 from vmsnap.system.trusted import REMOTE
 
-READ_ONLY = "it is read-only"
+NO_LOSS = "there is nothing to freeze"
+# linux/btrfs.h: _IOR(0x94, 31, struct btrfs_ioctl_fs_info_args)
+BTRFS_IOC_FS_INFO, FS_INFO_BYTES, FSID = 0x8400941F, 1024, slice(16, 32)
 
 
 @dataclass
@@ -117,7 +120,7 @@ def open_plan(plan: Plan, run_dir: Path) -> Opened:
         opened.left_out.append(Problem(kind, message, "freeze", entry.mount))
 
     run_mount = mount_of(run_dir)
-    for entry, answer in zip(plan.acted_on, open_entries(plan.acted_on)):
+    for entry, answer in zip(plan.acted_on, open_entries(plan.acted_on, plan)):
         if answer is None:
             continue
         if isinstance(answer, str) and entry.foreign:
@@ -145,13 +148,14 @@ def warning(kind: Kind, message: str, subject: str = "") -> Problem:
     return Problem(kind, message, "freeze", subject, severity=Severity.WARNING)
 
 
-def open_entries(entries: Sequence[Entry]) -> list[int | str | None]:
-    """A descriptor of each, or why there is none: by any of its mounts, else by a new one. None if
+def open_entries(entries: Sequence[Entry], plan: Plan) -> list[int | str | None]:
+    """A descriptor of each of the plan's `entries`, or why there is none: by any of its mounts, else by a new one. None if
     there is nothing to freeze."""
     answers: dict[int, int | str] = dict.fromkeys(range(len(entries)), "")
     ours = [number for number, entry in enumerate(entries) if not entry.foreign]
     shown = [number for number, entry in enumerate(entries) if not entry.hidden]
-    for way, numbers in ((by_mounts, shown), (by_new_mount, ours)):
+    new_mount = partial(by_new_mount, nameless=nameless_btrfs(plan))
+    for way, numbers in ((by_mounts, shown), (new_mount, ours)):
         ways = [(n, way(entries[n])) for n in numbers if isinstance(answers[n], str)]
         for number, answer in open_all(ways).items():
             first = answers[number]
@@ -163,36 +167,64 @@ def open_entries(entries: Sequence[Entry]) -> list[int | str | None]:
 
 
 def is_no_loss(entry: Entry, answer: int | str) -> bool:
-    """Whether it is read-only, or was unmounted just now. Of what no mount table has that is not
-    known before."""
+    """Whether it has turned out to be nothing to freeze, or was unmounted just now."""
     if isinstance(answer, int):
         return False
-    return answer == READ_ONLY or not is_mounted(entry.mounts[0], Path("/sys"))
+    return answer == NO_LOSS or not is_mounted(entry.mounts[0], Path("/sys"))
 
 
 def by_mounts(entry: Entry) -> Way:
     return partial(open_filesystem, entry.mounts)
 
 
-def by_new_mount(entry: Entry) -> Way:
+def by_new_mount(entry: Entry, nameless: Sequence[Entry]) -> Way:
     """For what is covered, or lies behind a server that does not answer."""
     mount = entry.mounts[0]
     disks = block_devices(mount, Path("/sys"))
     st_dev = None if mount.device.startswith("0:") else device_number(mount.device)
     way = partial(mount_again, disks, mount.fstype, "", st_dev)
-    return partial(writable, way) if entry.hidden else way
+    if not entry.hidden:
+        return way
+    return partial(open_hidden, way, nameless if mount.fstype == "btrfs" else ())
 
 
-def writable(way: Way) -> int:
+def open_hidden(way: Way, nameless: Iterable[Entry]) -> int:
+    """Of what no mount table has it shows only now whether it is read-only, or is a btrfs that is
+    one of the `nameless`."""
     fd = way()
-    if is_read_only(fd):
+    try:
+        if is_read_only(fd) or any(is_same_btrfs(fd, entry) for entry in nameless):
+            raise MountOpenError(NO_LOSS)
+        return os.dup(fd)
+    finally:
         os.close(fd)
-        raise MountOpenError(READ_ONLY)
-    return fd
 
 
-def newly_hidden(before: Plan, entries: Sequence[Entry]) -> list[Entry]:
-    """Those of `entries`, which no mount table has, that can be written to and that the plan
+def nameless_btrfs(plan: Plan) -> list[Entry]:
+    """Those whose source is the name of no device."""
+    return [
+        entry
+        for entry in plan.entries
+        if entry.mounts[0].fstype == "btrfs" and not block_devices(entry.mounts[0], Path("/sys"))
+    ]
+
+
+def is_same_btrfs(fd: int, entry: Entry) -> bool:
+    other = open_filesystem(entry.mounts)
+    try:
+        return btrfs_id(fd) == btrfs_id(other)
+    finally:
+        os.close(other)
+
+
+def btrfs_id(fd: int) -> bytes:
+    answer = bytearray(FS_INFO_BYTES)
+    fcntl.ioctl(fd, BTRFS_IOC_FS_INFO, answer)
+    return bytes(answer[FSID])
+
+
+def newly_hidden(before: Plan, after: Plan) -> list[Entry]:
+    """Those of `after` which no mount table has, that can be written to and that `before`
     neither acted on nor left out because it was told to. Not while anything is frozen."""
     sys = Path("/sys")
     decided = {
@@ -201,8 +233,9 @@ def newly_hidden(before: Plan, entries: Sequence[Entry]) -> list[Entry]:
         if entry.action is not Action.SKIP or entry.reason in CHOSEN
         for number in (entry.device, *block_devices(entry.mounts[0], sys))
     }
-    new = [e for e in entries if decided.isdisjoint(block_devices(e.mounts[0], sys))]
-    answers = open_entries(new)
+    hidden = [entry for entry in after.acted_on if entry.hidden]
+    new = [e for e in hidden if decided.isdisjoint(block_devices(e.mounts[0], sys))]
+    answers = open_entries(new, after)
     for answer in answers:
         if isinstance(answer, int):
             os.close(answer)

@@ -15,7 +15,7 @@ Runs in: engine, caller. Not while this session has anything frozen.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vmsnap.freeze.mountinfo import Mount
@@ -26,14 +26,9 @@ BY_DEVICE = ("ext4", "xfs", "f2fs", "nilfs2")  # /sys/fs/TYPE/NAME, by the name 
 NOWHERE = -1  # in place of a mount id
 
 
-def hidden_mounts(
-    superblocks: Mapping[str, Sequence[Mount]],
-    warn: Callable[[str], object],
-    proc: Path,
-    sys: Path,
-) -> list[Mount]:
+def hidden_mounts(superblocks: Mapping[str, Sequence[Mount]], proc: Path, sys: Path) -> list[Mount]:
     """One that stands for each superblock that is not among these: its mount point is the path of
-    its device. `warn` is called with what was left out."""
+    its device. One of a btrfs among them whose source says nothing may be with it."""
     if not is_the_machine(proc):
         return []
     seen = {*superblocks}
@@ -45,13 +40,7 @@ def hidden_mounts(
             nameless += not members
     found = [m for m in all_superblocks(sys) if seen.isdisjoint(block_devices(m, sys))]
     pools = [mount for mount in found if mount.fstype == "btrfs"]
-    if not nameless:
-        return found
-    # Those are among the pools. Which, nobody says, and none may be frozen twice.
-    if len(pools) > nameless:
-        names = ", ".join(mount.point for mount in pools)
-        warn(f"a btrfs may be missing that no mount table has: it is one of {names}")
-    return [mount for mount in found if mount not in pools]
+    return [m for m in found if m not in pools or len(pools) > nameless]
 
 
 def is_the_machine(proc: Path) -> bool:

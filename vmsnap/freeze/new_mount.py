@@ -10,12 +10,14 @@ Runs in: a child of whoever thaws, or that one itself. While frozen: no file but
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import stat
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 
 from vmsnap.freeze.ways import SOMETHING_ELSE, MountOpenError
 from vmsnap.system.process import libc
@@ -40,7 +42,7 @@ def mount_again(disks: Sequence[str], fstype: str, subvolume: str, st_dev: int |
             if not is_in_use(place):
                 reason = f"nothing has mounted its device {disk} any more"
                 continue
-            options = {"source": f"/proc/self/fd/{place}/disk"}
+            options = {"source": name_of(disk) or f"/proc/self/fd/{place}/disk"}
             if subvolume:
                 options["subvolid"] = subvolume
             root = mounted(fstype, options)
@@ -51,6 +53,20 @@ def mount_again(disks: Sequence[str], fstype: str, subvolume: str, st_dev: int |
         os.close(root)
         reason = SOMETHING_ELSE
     raise MountOpenError(reason)
+
+
+def name_of(disk: str) -> str:
+    """Its path in /dev, which a btrfs shows as its source from then on; "" if it has none."""
+    base = Path("/sys/dev/block", disk).resolve()
+    names = [f"/dev/{base.name.replace('!', '/')}"]
+    with contextlib.suppress(OSError):
+        names.insert(0, f"/dev/mapper/{(base / 'dm/name').read_text().strip()}")
+    for name in names:
+        with contextlib.suppress(OSError):
+            status = os.stat(name)
+            if stat.S_ISBLK(status.st_mode) and status.st_rdev == device_number(disk):
+                return name
+    return ""
 
 
 def device_number(device: str) -> int:

@@ -134,7 +134,7 @@ def make_plan(
     for mounts in superblocks.values():
         # A mount of the whole filesystem in our own namespace says best which one is meant.
         mounts.sort(key=lambda m: (m.pid is not None, not m.reachable, m.root != "/"))
-    for mount in hidden_mounts(superblocks, notes.append, proc, sys):
+    for mount in hidden_mounts(superblocks, proc, sys):
         superblocks[mount.device] = [mount]
     only, exclude = [trimmed(p) for p in only], [trimmed(p) for p in exclude]
     decisions = {
