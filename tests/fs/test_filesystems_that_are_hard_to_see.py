@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filesystems that are mounted, and in no mount table that can be read: each is frozen all the same,
-or said to be missing."""
+"""Filesystems that are mounted, and in no mount table that can be read: each is frozen all the
+same, or said to be missing."""
 
 from __future__ import annotations
 
@@ -359,7 +359,7 @@ def test_what_a_mount_table_has_is_not_planned_twice(lab: Lab, fstype: str) -> N
 def test_a_btrfs_whose_source_says_nothing_is_not_frozen_twice(lab: Lab) -> None:
     device, mount = loop_device(lab, "btrfs"), point(lab, "seen")
     hidden, node = loop_device(lab, "btrfs"), lab.shm / "node"
-    os.mknod(node, 0o060600, os.stat(device).st_rdev)
+    os.mknod(node, 0o060600, Path(device).stat().st_rdev)
     kernel.mount(str(node), mount, "btrfs", "")
     assert str(node) in Path("/proc/self/mountinfo").read_text()
     disk = unmounted_lazily(lab, hidden, "btrfs")

@@ -9,7 +9,6 @@ Runs in: engine, caller (`vmsnap check`). While frozen: no file, no journal, no 
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,19 +17,15 @@ from pathlib import Path, PurePath
 
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.freeze.blockers import Blocker
-from vmsnap.freeze.hidden import is_mounted
+from vmsnap.freeze.hidden import NO_LOSS, is_mounted, nameless_btrfs, open_hidden
+from vmsnap.freeze.mountinfo import Mount
 from vmsnap.freeze.new_mount import device_number, mount_again
 from vmsnap.freeze.plan import CHOSEN, Action, Entry, Plan
 from vmsnap.freeze.stacking import block_devices
-from vmsnap.freeze.thaw import is_read_only
-from vmsnap.freeze.ways import MountOpenError, Way, open_all, open_filesystem
+from vmsnap.freeze.ways import Way, open_all, open_filesystem
 from vmsnap.result import FilesystemResult
 from vmsnap.system.files import mount_id
 from vmsnap.system.trusted import REMOTE
-
-NO_LOSS = "there is nothing to freeze"
-# linux/btrfs.h: _IOR(0x94, 31, struct btrfs_ioctl_fs_info_args)
-BTRFS_IOC_FS_INFO, FS_INFO_BYTES, FSID = 0x8400941F, 1024, slice(16, 32)
 
 
 @dataclass
@@ -149,12 +144,13 @@ def warning(kind: Kind, message: str, subject: str = "") -> Problem:
 
 
 def open_entries(entries: Sequence[Entry], plan: Plan) -> list[int | str | None]:
-    """A descriptor of each of the plan's `entries`, or why there is none: by any of its mounts, else by a new one. None if
-    there is nothing to freeze."""
+    """A descriptor of each of these of the plan, or why there is none: by any of its mounts, else
+    by a new one. None if there is nothing to freeze."""
     answers: dict[int, int | str] = dict.fromkeys(range(len(entries)), "")
     ours = [number for number, entry in enumerate(entries) if not entry.foreign]
     shown = [number for number, entry in enumerate(entries) if not entry.hidden]
-    new_mount = partial(by_new_mount, nameless=nameless_btrfs(plan))
+    nameless = nameless_btrfs((e.mounts for e in plan.entries if not e.hidden), Path("/sys"))
+    new_mount = partial(by_new_mount, nameless=nameless)
     for way, numbers in ((by_mounts, shown), (new_mount, ours)):
         ways = [(n, way(entries[n])) for n in numbers if isinstance(answers[n], str)]
         for number, answer in open_all(ways).items():
@@ -177,7 +173,7 @@ def by_mounts(entry: Entry) -> Way:
     return partial(open_filesystem, entry.mounts)
 
 
-def by_new_mount(entry: Entry, nameless: Sequence[Entry]) -> Way:
+def by_new_mount(entry: Entry, nameless: Sequence[Sequence[Mount]]) -> Way:
     """For what is covered, or lies behind a server that does not answer."""
     mount = entry.mounts[0]
     disks = block_devices(mount, Path("/sys"))
@@ -186,41 +182,6 @@ def by_new_mount(entry: Entry, nameless: Sequence[Entry]) -> Way:
     if not entry.hidden:
         return way
     return partial(open_hidden, way, nameless if mount.fstype == "btrfs" else ())
-
-
-def open_hidden(way: Way, nameless: Iterable[Entry]) -> int:
-    """Of what no mount table has it shows only now whether it is read-only, or is a btrfs that is
-    one of the `nameless`."""
-    fd = way()
-    try:
-        if is_read_only(fd) or any(is_same_btrfs(fd, entry) for entry in nameless):
-            raise MountOpenError(NO_LOSS)
-        return os.dup(fd)
-    finally:
-        os.close(fd)
-
-
-def nameless_btrfs(plan: Plan) -> list[Entry]:
-    """Those whose source is the name of no device."""
-    return [
-        entry
-        for entry in plan.entries
-        if entry.mounts[0].fstype == "btrfs" and not block_devices(entry.mounts[0], Path("/sys"))
-    ]
-
-
-def is_same_btrfs(fd: int, entry: Entry) -> bool:
-    other = open_filesystem(entry.mounts)
-    try:
-        return btrfs_id(fd) == btrfs_id(other)
-    finally:
-        os.close(other)
-
-
-def btrfs_id(fd: int) -> bytes:
-    answer = bytearray(FS_INFO_BYTES)
-    fcntl.ioctl(fd, BTRFS_IOC_FS_INFO, answer)
-    return bytes(answer[FSID])
 
 
 def newly_hidden(before: Plan, after: Plan) -> list[Entry]:

@@ -15,32 +15,47 @@ Runs in: engine, caller. Not while this session has anything frozen.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vmsnap.freeze.mountinfo import Mount
 from vmsnap.freeze.stacking import block_devices, entries, text
+from vmsnap.freeze.thaw import is_read_only
+from vmsnap.freeze.ways import MountOpenError, Way, open_filesystem
 
 INITIAL = "pid:[4026531836]"  # linux/proc_ns.h: PROC_PID_INIT_INO
 BY_DEVICE = ("ext4", "xfs", "f2fs", "nilfs2")  # /sys/fs/TYPE/NAME, by the name of the device
 NOWHERE = -1  # in place of a mount id
+NO_LOSS = "there is nothing to freeze"
+# linux/btrfs.h: _IOR(0x94, 31, struct btrfs_ioctl_fs_info_args)
+BTRFS_IOC_FS_INFO, FS_INFO_BYTES, FSID = 0x8400941F, 1024, slice(16, 32)
 
 
 def hidden_mounts(superblocks: Mapping[str, Sequence[Mount]], proc: Path, sys: Path) -> list[Mount]:
     """One that stands for each superblock that is not among these: its mount point is the path of
-    its device. One of a btrfs among them whose source says nothing may be with it."""
+    its device. A btrfs among these whose source says nothing may be with them (open_hidden)."""
     if not is_the_machine(proc):
         return []
     seen = {*superblocks}
-    nameless = 0
     for mounts in superblocks.values():
         if mounts[0].fstype == "btrfs":
-            members = block_devices(mounts[0], sys)
-            seen.update(members)
-            nameless += not members
+            seen.update(block_devices(mounts[0], sys))
     found = [m for m in all_superblocks(sys) if seen.isdisjoint(block_devices(m, sys))]
     pools = [mount for mount in found if mount.fstype == "btrfs"]
-    return [m for m in found if m not in pools or len(pools) > nameless]
+    if len(pools) > len(nameless_btrfs(superblocks.values(), sys)):
+        return found
+    return [mount for mount in found if mount not in pools]
+
+
+def nameless_btrfs(superblocks: Iterable[Sequence[Mount]], sys: Path) -> list[Sequence[Mount]]:
+    """Those whose source is the name of no device."""
+    return [
+        mounts
+        for mounts in superblocks
+        if mounts[0].fstype == "btrfs" and not block_devices(mounts[0], sys)
+    ]
 
 
 def is_the_machine(proc: Path) -> bool:
@@ -71,3 +86,30 @@ def all_superblocks(sys: Path) -> Iterator[Mount]:
 def hidden(device: str, name: str, fstype: str) -> Mount:
     path = f"/dev/{name.replace('!', '/')}"
     return Mount(NOWHERE, device, "/", path, fstype, path, "", hidden=True)
+
+
+def open_hidden(way: Way, nameless: Iterable[Sequence[Mount]]) -> int:
+    """It shows only now whether it is read-only, or is a btrfs that is one of the `nameless`.
+    Raises OSError and MountOpenError, which is NO_LOSS if so."""
+    fd = way()
+    try:
+        if is_read_only(fd) or any(is_same_btrfs(fd, mounts) for mounts in nameless):
+            raise MountOpenError(NO_LOSS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def is_same_btrfs(fd: int, mounts: Sequence[Mount]) -> bool:
+    other = open_filesystem(mounts)
+    try:
+        return btrfs_id(fd) == btrfs_id(other)
+    finally:
+        os.close(other)
+
+
+def btrfs_id(fd: int) -> bytes:
+    answer = bytearray(FS_INFO_BYTES)
+    fcntl.ioctl(fd, BTRFS_IOC_FS_INFO, answer)
+    return bytes(answer[FSID])

@@ -63,7 +63,7 @@ def name_of(disk: str) -> str:
         names.insert(0, f"/dev/mapper/{(base / 'dm/name').read_text().strip()}")
     for name in names:
         with contextlib.suppress(OSError):
-            status = os.stat(name)
+            status = Path(name).stat()
             if stat.S_ISBLK(status.st_mode) and status.st_rdev == device_number(disk):
                 return name
     return ""
