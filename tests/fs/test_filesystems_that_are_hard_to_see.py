@@ -164,7 +164,7 @@ def test_it_is_planned_and_frozen_and_thawed(lab: Lab, hide: Callable[[Lab, str]
     assert disk.is_frozen
     lab.release()
     outcome = session.finish()
-    assert outcome.verdict == ("success", "filesystem", 0)
+    assert outcome.verdict == ("success", "filesystem", 0), outcome.result["errors"]
     assert [f["mount"] for f in outcome.result["filesystems"]] == [device]
     assert not disk.is_frozen
 
@@ -176,7 +176,8 @@ def test_so_it_is_of_every_type(lab: Lab, fstype: str) -> None:
     session = lab.hold(only=[device])
     assert disk.is_frozen
     lab.release()
-    assert session.finish().verdict == ("success", "filesystem", 0)
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "filesystem", 0), outcome.result["errors"]
     assert not disk.is_frozen
 
 
@@ -189,7 +190,8 @@ def test_a_btrfs_of_two_devices_is_one(lab: Lab) -> None:
     session = lab.hold(only=[name])
     assert disk.is_frozen
     lab.release()
-    assert session.finish().verdict == ("success", "filesystem", 0)
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "filesystem", 0), outcome.result["errors"]
 
 
 def test_it_is_frozen_before_what_it_lies_on(lab: Lab) -> None:
@@ -315,7 +317,8 @@ def test_it_is_selected_by_its_device(lab: Lab) -> None:
     session = lab.hold()
     assert not disk.is_frozen
     lab.release()
-    assert session.finish().verdict == ("success", "filesystem", 0)
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "filesystem", 0), outcome.result["errors"]
 
 
 @fstypes
@@ -376,7 +379,8 @@ def test_a_btrfs_keeps_the_name_of_its_device(lab: Lab) -> None:
     device, mount = loop_device(lab, "btrfs"), point(lab, "seen")
     fd = new_mount.detached("btrfs", {"source": device}, ())
     let_go_at_the_end(lab, fd)
-    assert lab.run("exit 0", only=[device]).verdict == ("success", "filesystem", 0)
+    outcome = lab.run("exit 0", only=[device])
+    assert outcome.verdict == ("success", "filesystem", 0), outcome.result["errors"]
     new_mount.system_call(MOVE_MOUNT, fd, "", AT_FDCWD, str(mount), MOVE_MOUNT_F_EMPTY_PATH)
     assert (str(mount), device) in kernel.mounts("self")
 
