@@ -4,9 +4,11 @@ same, or said to be missing."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,11 +23,15 @@ from . import kernel, strange
 from .faults import kill_all, kill_both
 from .lab import MKFS, Lab, call, end
 from .strange import Disk, point
+from .test_damaged_filesystems import GOING_DOWN, NO_LOG_FLUSH
+from .test_stacks_of_filesystems import the_log_of_an_xfs
 from .test_thaw_alone import python
 
 # asm-generic/unistd.h, linux/mount.h, linux/fcntl.h
 OPEN_TREE, OPEN_TREE_CLONE, AT_FDCWD = 428, 1, -100
 MOVE_MOUNT, MOVE_MOUNT_F_EMPTY_PATH = 429, 4
+
+REPOSITORY = Path(__file__).parents[2]
 
 # Mounts the device in a namespace of its own, keeps a descriptor of it, and waits.
 NAMESPACE = """
@@ -209,6 +215,41 @@ def test_it_is_frozen_before_what_it_lies_on(lab: Lab) -> None:
     assert steps[device] < steps[str(below.mount)]
 
 
+def test_the_log_of_an_xfs_may_lie_on_any_of_the_others(lab: Lab) -> None:
+    """Its options, in no mount table, would say so."""
+    stack = the_log_of_an_xfs(lab)
+    device = next(source for mount, source in kernel.mounts("self") if mount == str(stack.upper))
+    disk = strange.watch(lab, stack.upper, Path(device))
+    kernel.detach(stack.upper)
+    session = lab.hold(only=[*lab.mounts, device])
+    assert disk.is_frozen
+    lab.release()
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "filesystem", 0), outcome.result["errors"]
+    steps = {f["mount"]: f["step"] for f in outcome.result["filesystems"]}
+    assert steps[device] < steps[str(stack.lower)]
+
+
+def test_the_upper_layer_of_an_overlay_is_still_written_to(lab: Lab) -> None:
+    """The overlay has a mount of its own of it, which is in no table."""
+    device, layer, overlay = loop_device(lab), point(lab, "layer"), point(lab, "overlay")
+    kernel.mount(device, layer, "ext4", "")
+    for name in ("upper", "work"):
+        (layer / name).mkdir()
+    options = f"lowerdir={point(lab, 'below')},upperdir={layer}/upper,workdir={layer}/work"
+    kernel.mount("overlay", overlay, "overlay", options)
+    lab.undo.callback(kernel.detach, overlay)
+    kernel.unmount(layer)
+    session = lab.hold(only=[device])
+    fd = new_mount.mounted("ext4", {"source": device})
+    let_go_at_the_end(lab, fd)
+    assert strange.watch(lab, Path(f"/proc/self/fd/{fd}"), Path(device)).is_frozen
+    lab.release()
+    outcome = session.finish()
+    assert outcome.verdict == ("success", "filesystem", 0), outcome.result["errors"]
+    assert [f["mount"] for f in outcome.result["filesystems"]] == [device]
+
+
 # --- it is thawed --------------------------------------------------------------------------------
 
 
@@ -257,6 +298,54 @@ def test_what_cannot_be_opened_is_named_and_the_others_are_frozen(lab: Lab, fsty
     assert outcome.subjects == [("MountOpenFailed", device)]
     assert outcome.verdict == ("success", "crash", 0)
     assert [f["mount"] for f in outcome.result["filesystems"]] == [str(other.mount)]
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "xfs"])
+def test_one_that_is_damaged_leaves_the_others_frozen(lab: Lab, fstype: str) -> None:
+    """Any user may have kept it: of a disk that fails, or that is gone."""
+    other, device = lab.filesystem(), loop_device(lab, fstype)
+    disk = unmounted_lazily(lab, device, fstype)
+    fcntl.ioctl(disk.fd, GOING_DOWN, struct.pack("I", NO_LOG_FLUSH))
+    session = lab.hold(only=[*lab.mounts, device])
+    assert kernel.is_frozen(other.mount)
+    lab.release()
+    outcome = session.finish()
+    assert [subject for _, subject in outcome.subjects] == [device]
+    assert outcome.verdict == ("success", "crash", 0)
+
+
+def test_in_a_chroot_it_may_have_the_run_directory(lab: Lab) -> None:
+    """The guard would wait for its own list."""
+    device = loop_device(lab)
+    jail = point(lab, "jail")
+    kernel.mount(device, jail, "ext4", "")
+    lab.undo.callback(kernel.detach, jail)
+    system = jail / "system"
+    (system / "run").mkdir(parents=True)
+    needed = ("/usr", "/lib", "/lib64", "/bin", "/dev", "/proc", "/sys", sys.prefix, REPOSITORY)
+    for path in filter(Path.exists, map(Path, needed)):
+        inside = system / path.relative_to("/")
+        inside.mkdir(parents=True, exist_ok=True)
+        kernel.bind(path.resolve(), inside)
+    chroot = ["chroot", system, sys.executable, "-Im", "vmsnap"]
+    argv = [*chroot, "check", "--json", "--run=/run/vmsnap", f"--only={device}"]
+    outcome = subprocess.run(argv, capture_output=True, check=False, cwd="/")
+    problems = json.loads(outcome.stdout)["problems"]
+    (found,) = (p["message"] for p in problems if p["message"].startswith(f"{device}: "))
+    assert "found the run directory /run/vmsnap on it" in found
+
+
+def test_one_that_another_program_has_frozen_leaves_the_others_frozen(lab: Lab) -> None:
+    other, device = lab.filesystem(), loop_device(lab)
+    disk = unmounted_lazily(lab, device)
+    fcntl.ioctl(disk.fd, kernel.FIFREEZE, 0)
+    session = lab.hold(only=[*lab.mounts, device])
+    assert kernel.is_frozen(other.mount)
+    lab.release()
+    outcome = session.finish()
+    assert outcome.subjects == [("FreezeFailed", device)]
+    assert outcome.verdict == ("success", "crash", 0)
+    assert disk.is_frozen
 
 
 def test_what_is_hidden_during_the_session_is_told(lab: Lab) -> None:
@@ -383,6 +472,17 @@ def test_a_btrfs_keeps_the_name_of_its_device(lab: Lab) -> None:
     assert outcome.verdict == ("success", "filesystem", 0), outcome.result["errors"]
     new_mount.system_call(MOVE_MOUNT, fd, "", AT_FDCWD, str(mount), MOVE_MOUNT_F_EMPTY_PATH)
     assert (str(mount), device) in kernel.mounts("self")
+
+
+def test_a_user_is_shown_none(lab: Lab) -> None:
+    """He cannot read the mount tables of others, so all that is only there would be among them."""
+    device = loop_device(lab)
+    unmounted_lazily(lab, device)
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    argv = [*user, sys.executable, "-Im", "vmsnap", "plan", "--json"]
+    outcome = subprocess.run(argv, capture_output=True, check=False, cwd="/")
+    assert outcome.returncode == 0, outcome.stderr
+    assert device not in {entry["source"] for entry in json.loads(outcome.stdout)}
 
 
 def test_those_of_the_host_are_not_a_containers(lab: Lab) -> None:

@@ -114,7 +114,7 @@ def open_plan(plan: Plan, run_dir: Path) -> Opened:
     def left_out(kind: Kind, entry: Entry, message: str) -> None:
         opened.left_out.append(Problem(kind, message, "freeze", entry.mount))
 
-    run_mount = mount_of(run_dir)
+    run_mount, run_device = place_of(run_dir)
     for entry, answer in zip(plan.acted_on, open_entries(plan.acted_on, plan)):
         if answer is None:
             continue
@@ -124,7 +124,10 @@ def open_plan(plan: Plan, run_dir: Path) -> Opened:
         elif isinstance(answer, str):
             message = f"{entry.mount}{behind(entry, plan)}: left out: {answer}"
             left_out(Kind.MOUNT_OPEN_FAILED, entry, message)
-        elif run_mount in {mount.id for mount in entry.mounts}:
+        elif run_mount in {mount.id for mount in entry.mounts} or (
+            # In a chroot, which no mount table shows.
+            entry.hidden and os.fstat(answer).st_dev == run_device
+        ):
             os.close(answer)
             message = (
                 f"{entry.mount}: found the run directory {run_dir} on it, expected it on a tmpfs, "
@@ -216,10 +219,11 @@ def behind(entry: Entry, plan: Plan) -> str:
     return f", behind {nearest.path} ({nearest.fstype} of {nearest.source})" if nearest else ""
 
 
-def mount_of(path: Path) -> int:
-    """The mount id of a path that was walked before (lock.py), or of where it will be made."""
+def place_of(path: Path) -> tuple[int, int]:
+    """The mount id and the device number of a path that was walked before (lock.py), or of where it
+    will be made."""
     fd = os.open(next(p for p in (path, *path.parents) if p.exists()), os.O_PATH)
     try:
-        return mount_id(fd)
+        return mount_id(fd), os.fstat(fd).st_dev
     finally:
         os.close(fd)

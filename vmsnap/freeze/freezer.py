@@ -122,7 +122,7 @@ class Freezer:
         argv = [sys.executable, "-ISB", f"/proc/self/fd/{GUARD}"]
         argv += [str(self._timeout), str(self._hold), str(self._run / FROZEN_LIST), str(self._list)]
         for f in self.filesystems:
-            optional = ":optional" if f.entry.foreign else ""
+            optional = ":optional" if f.entry.optional else ""
             argv.append(f"{f.fd}:{f.step}:{f.entry.action.value}{optional}")
         try:
             pid = spawn(

@@ -5,7 +5,7 @@ All processes of their namespace are in a chroot, or it has none and is kept by 
 bind mount; or it is a single thread's; they are unmounted lazily and still open; or have never had
 a mount point (fsmount(2)). The drivers list their superblocks in sysfs, wherever they are mounted.
 
-sysfs is the same in every container, and has the host's as well. So they are looked for only in the
+sysfs is the same in every container, and has the host's as well. So only root looks for them, in the
 initial PID namespace, whose /proc has every process of the kernel: what is in none of their mount
 tables is nobody else's. In a container it may be the host's or its neighbour's.
 
@@ -36,7 +36,7 @@ BTRFS_IOC_FS_INFO, FS_INFO_BYTES, FSID = 0x8400941F, 1024, slice(16, 32)
 def hidden_mounts(superblocks: Mapping[str, Sequence[Mount]], proc: Path, sys: Path) -> list[Mount]:
     """One that stands for each superblock that is not among these: its mount point is the path of
     its device. A btrfs among these whose source says nothing may be with them (open_hidden)."""
-    if not is_the_machine(proc):
+    if not sees_every_mount_table(proc):
         return []
     seen = {*superblocks}
     for mounts in superblocks.values():
@@ -58,7 +58,9 @@ def nameless_btrfs(superblocks: Iterable[Sequence[Mount]], sys: Path) -> list[Se
     ]
 
 
-def is_the_machine(proc: Path) -> bool:
+def sees_every_mount_table(proc: Path) -> bool:
+    if os.geteuid():
+        return False
     with contextlib.suppress(OSError):
         return str((proc / "self/ns/pid").readlink()) == INITIAL
     return False

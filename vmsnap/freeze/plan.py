@@ -28,7 +28,7 @@ SYNC_ONLY = {
 # Mounted read-write, their superblocks are read-only all the same.
 NEVER_WRITTEN = {"iso9660", "squashfs", "erofs", "cramfs", "romfs", "efs", "qnx6", "befs"}
 BECAME_READ_ONLY = "read-only after an error, though it was mounted to be written to"
-HIDDEN = "in no mount table that can be read"
+HIDDEN = "in no mount table; left alone if it turns out to be read-only"
 CHOSEN = {"not selected", "excluded"}
 FIRST = "comes first, since all that it lies on cannot be known"
 NO_DISK = ("loop", "ram", "zram", "sr", "fd", "dm-", "md", "bcache", "drbd", "mtdblock")
@@ -72,6 +72,11 @@ class Entry:
     def hidden(self) -> bool:
         """Whether no mount table has it."""
         return self.mounts[0].hidden
+
+    @property
+    def optional(self) -> bool:
+        """Whether its failure keeps no other from being frozen, since any user may have kept it."""
+        return self.foreign or self.hidden
 
     @property
     def became_read_only(self) -> bool:
