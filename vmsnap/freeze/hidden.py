@@ -5,9 +5,9 @@ All processes of their namespace are in a chroot, or it has none and is kept by 
 bind mount; or it is a single thread's; they are unmounted lazily and still open; or have never had
 a mount point (fsmount(2)). The drivers list their superblocks in sysfs, wherever they are mounted.
 
-sysfs is the same in every container, and has the host's as well. So only root looks for them, in the
-initial PID namespace, whose /proc has every process of the kernel: what is in none of their mount
-tables is nobody else's. In a container it may be the host's or its neighbour's.
+sysfs is the same in every container, and has the host's as well. So only root looks for them, and
+only in the initial PID namespace, whose /proc has every process of the kernel: what is in none of
+their mount tables is nobody else's. In a container it may be the host's or its neighbour's.
 
 Runs in: engine, caller. Not while this session has anything frozen.
 """
@@ -77,16 +77,17 @@ def all_superblocks(sys: Path) -> Iterator[Mount]:
         for entry in entries(sys / "fs" / fstype):
             number = text(sys / "class/block" / entry.name / "dev")
             if number:
-                yield hidden(number, entry.name, fstype)
+                yield hidden(number, entry.name, fstype, sys)
     for pool in (sys / "fs/btrfs").glob("*-*"):
         members = sorted(m.name for m in entries(pool / "devices") if text(m / "dev"))
         if members:
             # Its number is anonymous, and not known until it is open.
-            yield hidden(f"0:{pool.name}", members[0], "btrfs")
+            yield hidden(f"0:{pool.name}", members[0], "btrfs", sys)
 
 
-def hidden(device: str, name: str, fstype: str) -> Mount:
-    path = f"/dev/{name.replace('!', '/')}"
+def hidden(device: str, name: str, fstype: str, sys: Path) -> Mount:
+    volume = text(sys / "class/block" / name / "dm/name")
+    path = f"/dev/mapper/{volume}" if volume else f"/dev/{name.replace('!', '/')}"
     return Mount(NOWHERE, device, "/", path, fstype, path, "", hidden=True)
 
 
