@@ -322,12 +322,12 @@ def test_in_a_chroot_it_may_have_the_run_directory(lab: Lab) -> None:
     lab.undo.callback(kernel.detach, jail)
     system = jail / "system"
     (system / "run").mkdir(parents=True)
-    needed = ("/usr", "/lib", "/lib64", "/bin", "/dev", "/proc", "/sys", sys.prefix, REPOSITORY)
-    for path in filter(Path.exists, map(Path, needed)):
+    needed = ("/usr", "/lib", "/lib64", "/bin", "/dev", "/proc", "/sys", sys.prefix)
+    for path in filter(Path.exists, (*map(Path, needed), REPOSITORY)):
         inside = system / path.relative_to("/")
         inside.mkdir(parents=True, exist_ok=True)
         kernel.bind(path.resolve(), inside)
-    chroot = ["chroot", system, sys.executable, "-Im", "vmsnap"]
+    chroot = ["chroot", str(system), sys.executable, "-Im", "vmsnap"]
     argv = [*chroot, "check", "--json", "--run=/run/vmsnap", f"--only={device}"]
     outcome = subprocess.run(argv, capture_output=True, check=False, cwd="/")
     problems = json.loads(outcome.stdout)["problems"]
