@@ -24,6 +24,7 @@ from .faults import kill_all, kill_both
 from .lab import MKFS, Lab, call, end
 from .strange import Disk, point
 from .test_damaged_filesystems import GOING_DOWN, NO_LOG_FLUSH
+from .test_operations_that_hold_off_a_freeze import scrubbing
 from .test_stacks_of_filesystems import the_log_of_an_xfs
 from .test_thaw_alone import python
 
@@ -31,6 +32,7 @@ from .test_thaw_alone import python
 OPEN_TREE, OPEN_TREE_CLONE, AT_FDCWD = 428, 1, -100
 MOVE_MOUNT, MOVE_MOUNT_F_EMPTY_PATH = 429, 4
 
+SCRUB_CANCEL = 0x941C  # linux/btrfs.h: BTRFS_IOC_SCRUB_CANCEL
 REPOSITORY = Path(__file__).parents[2]
 
 # Mounts the device in a namespace of its own, keeps a descriptor of it, and waits.
@@ -311,6 +313,21 @@ def test_one_that_is_damaged_leaves_the_others_frozen(lab: Lab, fstype: str) -> 
     lab.release()
     outcome = session.finish()
     assert [subject for _, subject in outcome.subjects] == [device]
+    assert outcome.verdict == ("success", "crash", 0)
+
+
+def test_an_operation_that_holds_its_freeze_off_is_seen(lab: Lab) -> None:
+    """By a process in whose mount table it is not either."""
+    busy, other = scrubbing(lab).filesystem, lab.filesystem()
+    mounted = dict(kernel.mounts("self"))
+    device = mounted[str(busy.mount)]
+    disk = strange.watch(lab, busy.mount, Path(device))
+    lab.undo.callback(fcntl.ioctl, disk.fd, SCRUB_CANCEL)
+    kernel.detach(busy.mount)
+    lab.filesystems.remove(busy)
+    outcome = lab.run("exit 0", only=[str(other.mount), device])
+    assert outcome.subjects == [("FreezeFailed", device)]
+    assert "left out, as btrfs scrub" in outcome.result["errors"][0]["message"]
     assert outcome.verdict == ("success", "crash", 0)
 
 

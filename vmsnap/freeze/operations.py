@@ -65,7 +65,11 @@ def leave_out_busy(opened: Opened, severity: Severity = Severity.ERROR) -> list[
     problems = []
     for filesystem in tuple(opened.filesystems):
         entry = filesystem.entry
-        operation = busy.get(entry.device) or exclusive_operation(entry, Path("/sys"))
+        operation = (
+            busy.get(entry.device)
+            or busy.get(number_of(os.fstat(filesystem.fd)))
+            or exclusive_operation(entry, Path("/sys"))
+        )
         if operation:
             opened.filesystems.remove(filesystem)
             os.close(filesystem.fd)
@@ -137,8 +141,14 @@ def only_reads(process: Path, argument: int) -> bool:
 
 def device_of(process: Path, fd: int) -> str:
     """The superblock's, by the mount through which a process has opened a file: stat(2) would give
-    the number of a btrfs's subvolume, and may have to ask a server."""
+    the number of a btrfs's subvolume, and may have to ask a server. It is all that there is of a
+    mount that is in no table."""
     lines = (process / "fdinfo" / str(fd)).read_text().splitlines()
     mount_id = next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
     with open(process / "mountinfo", errors="surrogateescape") as table:
-        return next((mount.device for mount in parse(table) if mount.id == mount_id), "")
+        found = next((mount.device for mount in parse(table) if mount.id == mount_id), "")
+    return found or number_of((process / "fd" / str(fd)).stat())
+
+
+def number_of(status: os.stat_result) -> str:
+    return f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
