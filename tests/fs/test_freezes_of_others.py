@@ -118,6 +118,25 @@ def test_a_freeze_that_stays_is_named_and_left_alone(lab: Lab) -> None:
     assert wait_for_end(waits)
 
 
+def test_whoever_reads_the_output_does_not_wait_for_what_is_left_behind(lab: Lab) -> None:
+    lab.conf("[freeze]\ntimeout = 1\n")
+    theirs = lab.filesystem()
+    kernel.freeze(theirs.mount)
+    read, write = os.pipe()
+    session = lab.start("exit 0", stdout=write, stderr=write)
+    os.close(write)
+    waits = witness(session, theirs)
+    session.process.wait()
+    with open(read, "rb") as pipe:
+        os.set_blocking(read, False)
+        while data := pipe.read():
+            pass
+        assert data == b"", "somebody has it open still"
+    assert theirs.is_frozen
+    kernel.thaw(theirs.mount)
+    assert wait_for_end(waits)
+
+
 def test_a_signal_ends_the_wait(lab: Lab) -> None:
     lab.app(pre=lab.say("quiesced"), post=lab.say("resumed"))
     theirs = lab.filesystem()
