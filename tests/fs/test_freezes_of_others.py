@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from . import kernel
+from . import kernel, strange
 from .lab import Filesystem, Lab
-from .processes import is_stuck, wait_for_end, wait_until
+from .processes import is_stuck, look_at, wait_for_end, wait_until
 from .running import Session
 
 LIMIT = 20.0  # seconds
@@ -92,6 +95,53 @@ def test_a_freeze_by_others_changes_nothing_in_the_filesystem(lab: Lab) -> None:
     session.finish()
     assert theirs.mount.stat() == before
     assert os.listxattr(theirs.mount) == []
+
+
+def state_of(pid: int) -> str:
+    process = look_at(pid)
+    return process.state if process else ""
+
+
+# Whoever reads a directory has its lock; here until a server answers, of whose file the memory is
+# into which it reads.
+READ_DIRECTORY = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+file, directory = (os.open(path, os.O_RDONLY) for path in sys.argv[1:])
+page = libc.mmap(None, 4096, 3, 2, file, 0)
+print(flush=True)
+input()
+libc.syscall({"x86_64": 217}.get(os.uname().machine, 61), directory, ctypes.c_void_p(page), 4096)
+"""
+
+
+def test_a_user_who_has_the_lock_of_the_directory_holds_no_freeze_off(lab: Lab) -> None:
+    lab.conf("[freeze]\ntimeout = 3\n")
+    filesystem = lab.filesystem()
+    data = lab.directory / "data"
+    data.write_bytes(b"x" * 4096)
+    mount, server = strange.hanging(lab, backing=data)
+    reader = subprocess.Popen(
+        [sys.executable, "-IBc", READ_DIRECTORY, mount / "file", filesystem.mount],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    lab.helpers.append(reader)
+    assert reader.stdin
+    assert reader.stdout
+    reader.stdout.readline()
+    server.hang()
+    wait_until(lambda: state_of(server.process.pid) == "T")
+    reader.stdin.write(b"\n")
+    reader.stdin.close()
+    call = Path(f"/proc/{reader.pid}/syscall")
+    wait_until(lambda: call.read_text().split()[0] in ("217", "61"))  # it waits there
+    outcome = lab.run("exit 0")
+    server.go_on()
+    assert outcome.subjects == []
+    assert outcome.verdict == ("success", "filesystem", 0)
 
 
 # --- for longer ----------------------------------------------------------------------------------
