@@ -42,11 +42,7 @@ def hidden_mounts(superblocks: Mapping[str, Sequence[Mount]], proc: Path, sys: P
     for mounts in superblocks.values():
         if mounts[0].fstype == "btrfs":
             seen.update(block_devices(mounts[0], sys))
-    found = [m for m in all_superblocks(sys) if seen.isdisjoint(block_devices(m, sys))]
-    pools = [mount for mount in found if mount.fstype == "btrfs"]
-    if len(pools) > len(nameless_btrfs(superblocks.values(), sys)):
-        return found
-    return [mount for mount in found if mount not in pools]
+    return [m for m in all_superblocks(sys) if seen.isdisjoint(block_devices(m, sys))]
 
 
 def nameless_btrfs(superblocks: Iterable[Sequence[Mount]], sys: Path) -> list[Sequence[Mount]]:

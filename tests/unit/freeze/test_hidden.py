@@ -59,6 +59,15 @@ def test_a_pool_has_the_path_of_one_of_its_devices(initial: Machine) -> None:
     assert shape(initial.plan()) == {"/dev/vdb": ("freeze", 1)}
 
 
+def test_a_pool_that_may_be_one_of_a_mount_table_is_asked_when_it_is_open(initial: Machine) -> None:
+    """Which of them has lost its devices, and so is no pool here, nobody knows."""
+    members = initial.sys / "fs/btrfs/0f0f-aa/devices"
+    members.mkdir(parents=True)
+    (members / "vdb").symlink_to(device(initial, "900:1", "vdb"))
+    initial.mount("/srv", "0:45", "btrfs", source="/dev/none")
+    assert "/dev/vdb" in shape(initial.plan())
+
+
 def test_what_a_mount_table_has_is_not_hidden(initial: Machine) -> None:
     device(initial, "900:1", "vdb1")
     superblock(initial, "ext4", "vdb1")
