@@ -101,7 +101,11 @@ def open_hidden(way: Way, nameless: Iterable[Sequence[Mount]]) -> int:
 
 
 def is_same_btrfs(fd: int, mounts: Sequence[Mount]) -> bool:
-    other = open_filesystem(mounts)
+    """False as well if the other cannot be opened: then it is not frozen by that name."""
+    try:
+        other = open_filesystem(mounts)
+    except MountOpenError:
+        return False
     try:
         return btrfs_id(fd) == btrfs_id(other)
     finally:
