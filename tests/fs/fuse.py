@@ -20,8 +20,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-LOOKUP, FORGET, GETATTR, SETATTR, OPEN, READ, WRITE, RELEASE = 1, 2, 3, 4, 14, 15, 16, 18
-FSYNC, FLUSH, INIT = 20, 25, 26
+LOOKUP, FORGET, GETATTR, SETATTR, OPEN, READ, WRITE = 1, 2, 3, 4, 14, 15, 16
+STATFS, RELEASE, FSYNC, FLUSH, INIT = 17, 18, 20, 25, 26
 OPENDIR, RELEASEDIR, INTERRUPT, BATCH_FORGET = 27, 29, 36, 42
 UNANSWERED = (FORGET, INTERRUPT, BATCH_FORGET)
 IN_HEADER, OUT_HEADER = struct.Struct("<IIQQIIII"), struct.Struct("<IiQ")
@@ -125,6 +125,8 @@ def answer(opcode: int, node: int, body: bytes, file: File) -> bytes | int:
     if opcode == WRITE:
         _, offset, size = struct.unpack_from("<QQI", body)
         return struct.pack("<II", os.pwrite(file.fd, body[40 : 40 + size], offset), 0)
+    if opcode == STATFS:
+        return struct.pack("<5Q3I28x", 0, 0, 0, 0, 0, 4096, 255, 4096)
     if opcode == FSYNC:
         os.fsync(file.fd)
     return b"" if opcode in (RELEASE, RELEASEDIR, FLUSH, FSYNC) else errno.ENOSYS

@@ -45,13 +45,13 @@ import os, signal, sys
 from pathlib import Path
 from vmsnap.cli import main
 from vmsnap.scripts import runner
-spawn, once = runner.spawn, Path(MARK)
-def dying(argv, env, **more):
+launch, once = runner.launch, Path(MARK)
+def dying(argv, env, *rest, **more):
     if env["VMSNAP_PHASE"] == "post" and not once.exists():
         once.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return spawn(argv, env, **more)
-runner.spawn = dying
+    return launch(argv, env, *rest, **more)
+runner.launch = dying
 sys.exit(main.main())
 """
 # fork(2) fails for a while, as with pids.max.
@@ -59,13 +59,13 @@ NO_PROCESSES = """
 import errno, os, sys
 from vmsnap.cli import main
 from vmsnap.scripts import runner
-spawn, failures = runner.spawn, []
-def failing(argv, env, **more):
+launch, failures = runner.launch, []
+def failing(argv, env, *rest, **more):
     if len(failures) < 3:
         failures.append(argv)
         raise OSError(NUMBER, os.strerror(NUMBER))
-    return spawn(argv, env, **more)
-runner.spawn = failing
+    return launch(argv, env, *rest, **more)
+runner.launch = failing
 sys.exit(main.main())
 """
 NO_PROCESS_FOR_A_REPLACEMENT = """

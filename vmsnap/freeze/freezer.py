@@ -46,8 +46,9 @@ from vmsnap.freeze.thaw import (
 )
 from vmsnap.freeze.witness import await_thaw_by_others
 from vmsnap.result import FilesystemResult
+from vmsnap.system.left_behind import in_child, send_once
 from vmsnap.system.proc import ProcessId, started
-from vmsnap.system.process import in_child, send_once, spawn
+from vmsnap.system.process import spawn
 from vmsnap.system.waiter import Waiter
 
 F_SETPIPE_SZ = 1031  # linux/fcntl.h

@@ -32,7 +32,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from vmsnap.system.process import in_child, libc
+from vmsnap.system.left_behind import in_child
+from vmsnap.system.process import libc
 from vmsnap.system.waiter import Waiter
 
 SYS_PIDFD_GETFD = 438  # asm-generic/unistd.h; the same on all architectures (Linux 5.6)

@@ -22,11 +22,7 @@ from vmsnap.scripts.output import Output
 from vmsnap.scripts.pending import Pending
 from vmsnap.scripts.supervisor import Supervisor
 from vmsnap.system.proc import descendants, having_environment, is_alive
-from vmsnap.system.process import (
-    ExitStatus,
-    not_started,
-    spawn,
-)
+from vmsnap.system.process import ExitStatus, launch, launched, not_started
 
 SHORTAGE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 SHORTAGE_PAUSE = 0.2  # seconds
@@ -189,21 +185,37 @@ class Runner:
         env: Mapping[str, str],
         deadline: float,
     ) -> tuple[ExitStatus, str]:
-        """Start the script once, as soon as there are processes, memory and descriptors for it. Its
+        """Start the script, as soon as there are processes, memory and descriptors for it. Its
         output goes to the journal; the end of it is returned."""
         survive = phase == "post"
         while True:
             try:
-                before = supervisor.living()  # what a successful pre-script left running
-                pid, read = self.start(script, phase, env)
-                break
+                return self.try_to_run(supervisor, script, phase, env, deadline)
             except OSError as e:
+                supervisor.forget()
                 # Nothing announces that a shortage is over.
                 short = e.errno in SHORTAGE and time.monotonic() < deadline
                 if not (short and supervisor.pause(SHORTAGE_PAUSE, survive)):
                     return not_started(e), ""
+
+    def try_to_run(
+        self,
+        supervisor: Supervisor,
+        script: Script,
+        phase: str,
+        env: Mapping[str, str],
+        deadline: float,
+    ) -> tuple[ExitStatus, str]:
+        """Raises OSError if it could not be started."""
+        before = supervisor.living()  # what a successful pre-script left running
+        pid, failure, read = self.start(script, phase, env)
         output = Output(self.journal, phase, self.room[phase])
-        ending = supervisor.run(pid, deadline, read, output.take, survive)
+        ending = supervisor.run(pid, deadline, read, output.take, survive=phase == "post")
+        try:
+            ending = launched(failure, ending)
+        except OSError:
+            os.close(read)
+            raise
         if ending.ok:
             # What the script left running would be killed by SIGPIPE at its next word, and what it
             # holds for the application with it.
@@ -215,8 +227,22 @@ class Runner:
         self.room[phase] = output.room
         return ending, output.last_words()
 
-    def start(self, script: Script, phase: str, env: Mapping[str, str]) -> tuple[int, int]:
-        """Return its pid, and where its output can be read. Raises OSError."""
+    def start(self, script: Script, phase: str, env: Mapping[str, str]) -> tuple[int, int, int]:
+        """Return its pid, a pipe for launched(), and where its output can be read. Raises
+        OSError."""
+        mark, supervisor = self.pending.started(phase), os.getpid()
+
+        def first() -> None:
+            # By its path and not by a descriptor, because a script started as /dev/fd/N does not
+            # know its own name. Only root could have exchanged it since it was checked.
+            status = Path(script.path).stat()
+            if (status.st_dev, status.st_ino) != script.identity:
+                raise OSError(errno.ESTALE, "it was replaced after it had been checked")
+            if os.getppid() != supervisor:  # which was killed meanwhile: another one starts it
+                raise ProcessLookupError
+            if mark:
+                os.truncate(mark, 0)
+
         with contextlib.ExitStack() as stack:
             read, write = os.pipe()
             undo = stack.enter_context(contextlib.ExitStack())
@@ -225,19 +251,8 @@ class Runner:
             os.set_blocking(read, False)
             null = os.open("/dev/null", os.O_RDONLY)
             stack.callback(os.close, null)
-            # By its path and not by a descriptor, because a script started as /dev/fd/N does not
-            # know its own name. Only root could have exchanged it since it was checked.
-            status = Path(script.path).stat()
-            if (status.st_dev, status.st_ino) != script.identity:
-                raise OSError(errno.ESTALE, "it was replaced after it had been checked")
-            pid = spawn(
-                [script.path, *script.params],
-                env,
-                stdin=null,
-                stdout=write,
-                stderr=write,
-                empty=self.pending.started(phase),
-                in_our_session=True,  # by which it is found should we be killed
-            )
+            # In our session: by that it is found should we be killed.
+            argv = [script.path, *script.params]
+            pid, failure = launch(argv, env, (null, write, write), first, in_our_session=True)
             undo.pop_all()
-            return pid, read
+            return pid, failure, read

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vmsnap.scripts.supervisor import Link, Supervisor, supervise
-from vmsnap.system.process import PIPE_READS, READ_BYTES, ExitStatus, not_started, spawn
+from vmsnap.system.process import PIPE_READS, READ_BYTES, ExitStatus, launch, launched, not_started
 from vmsnap.system.waiter import Waiter
 
 OUTPUT_BYTES = 64 << 20
@@ -74,15 +74,15 @@ class Command:
             environment = {**os.environ, **order["env"]}
 
             out, err = writers
-            ending, pid = ExitStatus(), 0
             try:
-                pid = spawn([path, *argv[1:]], environment, stdin=0, stdout=out, stderr=err)
+                try:
+                    pid, failure = launch([path, *argv[1:]], environment, (0, out, err))
+                finally:
+                    for fd in writers:
+                        os.close(fd)
+                ending = launched(failure, supervisor.run(pid, None))
             except OSError as e:
                 ending = not_started(e)
-            for fd in writers:
-                os.close(fd)
-            if pid:
-                ending = supervisor.run(pid, None)
             # At once: everything is frozen until this is received.
             supervisor.send(**asdict(ending))
             supervisor.forget()

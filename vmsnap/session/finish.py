@@ -32,7 +32,7 @@ from vmsnap.scripts.runner import ScriptRun
 from vmsnap.session.lock import RunDirectoryError, prepare_state
 from vmsnap.session.log import Record
 from vmsnap.system.files import write_atomically
-from vmsnap.system.process import written_in_child
+from vmsnap.system.left_behind import written_in_child
 from vmsnap.system.waiter import Waiter
 
 

@@ -24,7 +24,7 @@ from vmsnap.consistency import Level
 from vmsnap.errors import Kind
 from vmsnap.result import Result
 from vmsnap.system.files import write_atomically
-from vmsnap.system.process import KEEP_PATIENCE, written_in_child
+from vmsnap.system.left_behind import KEEP_PATIENCE, written_in_child
 from vmsnap.system.trusted import (
     MAX_BYTES,
     InsecurePathError,

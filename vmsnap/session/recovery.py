@@ -49,7 +49,7 @@ from vmsnap.session.notify import Manager, outcome_line
 from vmsnap.session.options import Options
 from vmsnap.session.session import TEMPORARY, Session
 from vmsnap.system.files import remove_tree
-from vmsnap.system.process import in_child, send_once
+from vmsnap.system.left_behind import in_child, send_once
 from vmsnap.system.waiter import Waiter
 
 

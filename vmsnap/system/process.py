@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting processes: programs by spawn, pieces of vmsnap itself by fork. All are started here.
+"""Starting processes: the administrator's programs by launch, our own by spawn, pieces of vmsnap
+itself by fork. All are started here.
 
-Runs in: engine, supervisor, caller. While frozen: no file, no journal, no import, and so neither
-output_of nor written_in_child.
+Runs in: engine, supervisor, caller. While frozen: no file, no journal, no import, and so no
+output_of.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import NoReturn
 
-from vmsnap.system.waiter import STOP_SIGNALS, Waiter
+from vmsnap.system.waiter import STOP_SIGNALS
 
 PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 4, 15, 36  # linux/prctl.h
+CATCHABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+NOT_FOUND = 127  # the exit code of a shell whose program cannot be started
 READ_BYTES = 1 << 16
 PIPE_READS = 4  # more than a pipe holds: the rest is from a child that writes without end
 
@@ -37,42 +38,96 @@ def spawn(
     stdout: int,
     stderr: int,
     inherit: Iterable[int] = (),
-    empty: Path | None = None,
-    in_our_session: bool = False,
 ) -> int:
-    """Start a program in a session of its own, or in ours, as the leader of a process group. Return
-    its pid. Raises OSError.
+    """Start a program of ours in a session of its own, and return its pid when it has begun. Raises
+    OSError.
 
     It inherits the three descriptors given, those of `inherit` under their own numbers and no
-    others; all signals are back to their defaults. The file `empty` is emptied by the new process,
-    right before it becomes the program. A script without #! is run by /bin/sh, as a shell does it.
+    others; all signals are back to their defaults.
     """
-    actions: list[tuple[Any, ...]] = []
-    if empty:  # as its stdin, until the next action replaces that
-        actions.append((os.POSIX_SPAWN_OPEN, 0, os.fspath(empty), os.O_WRONLY | os.O_TRUNC, 0))
-    actions += [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((stdin, stdout, stderr))]
+    actions = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((stdin, stdout, stderr))]
     # Duplicating a descriptor onto itself makes it survive the exec (glibc 2.29).
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in inherit]
-    session: dict[str, Any] = {"setpgroup": 0} if in_our_session else {"setsid": True}
-    uncatchable = {signal.SIGKILL, signal.SIGSTOP}
+    return os.posix_spawn(
+        argv[0],
+        list(argv),
+        env,
+        file_actions=actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=CATCHABLE,
+    )
 
-    def start(command: list[str]) -> int:
-        return os.posix_spawn(
-            command[0],
-            command,
-            env,
-            file_actions=actions,
-            **session,
-            setsigmask=(),
-            setsigdef=signal.valid_signals() - uncatchable,
-        )
 
+# --- the administrator's programs ---------------------------------------------------------------
+
+
+def launch(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    streams: tuple[int, int, int],
+    first: Callable[[], None] = lambda: None,
+    in_our_session: bool = False,
+) -> tuple[int, int]:
+    """Start an administrator's program in a session of its own, or in ours, as the leader of a
+    process group. Return its pid at once, and a pipe for launched(). Raises OSError.
+
+    Nobody waits for the start, as posix_spawn(3) does: the program, its interpreter or that one's
+    loader may lie on a server that does not answer. `first` is done by the new process, right
+    before it becomes the program. That inherits nothing but the three `streams`; all signals are
+    back to their defaults. A script without #! is run by /bin/sh, as a shell does it.
+    """
+    failure, tell = os.pipe()
+    os.set_blocking(failure, False)
+    # So that a SIGTERM ends the child from its beginning on; ours has been told to ignore it.
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, CATCHABLE)
     try:
-        return start(list(argv))
-    except OSError as e:
-        if e.errno != errno.ENOEXEC:
-            raise
-    return start(["/bin/sh", *argv])
+        pid = os.fork()
+        if not pid:
+            become(argv, env, streams, first, in_our_session, tell)
+    except OSError:
+        os.close(failure)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        os.close(tell)
+    return pid, failure
+
+
+def become(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    streams: tuple[int, int, int],
+    first: Callable[[], None],
+    in_our_session: bool,
+    tell: int,
+) -> NoReturn:
+    """In the child. The pipe `tell` ends when it has become the program."""
+    try:
+        signal.set_wakeup_fd(-1)
+        if in_our_session:
+            os.setpgid(0, 0)
+        else:
+            os.setsid()
+        for number in CATCHABLE:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        close_all_but({0, 1, 2, tell, *streams})  # they would be held as long as the start takes
+        first()
+        for n, fd in enumerate(streams):
+            os.dup2(fd, n)
+            os.set_inheritable(n, True)
+        try:
+            os.execve(argv[0], list(argv), env)
+        except OSError as e:
+            if e.errno != errno.ENOEXEC:
+                raise
+        os.execve("/bin/sh", ["/bin/sh", *argv], env)
+    except BaseException as e:
+        why = (e.errno, e.strerror) if isinstance(e, OSError) else (0, str(e))
+        os.write(tell, json.dumps(why).encode())
+    finally:
+        os._exit(NOT_FOUND)
 
 
 @dataclass(frozen=True)
@@ -91,12 +146,12 @@ class ExitStatus:
 
     @property
     def reason(self) -> str:
+        if self.error:
+            return self.error
         if self.timed_out:
             return "did not end in time"
         if self.stopped:
             return "was stopped"
-        if self.error:
-            return self.error
         if self.signal is not None:
             return f"was killed by {signal.Signals(self.signal).name}"
         return f"ended with exit code {self.exit}"
@@ -104,6 +159,19 @@ class ExitStatus:
 
 def not_started(error: OSError) -> ExitStatus:
     return ExitStatus(error=f"could not be started: {error.strerror or error}")
+
+
+def launched(failure: int, ending: ExitStatus) -> ExitStatus:
+    """The end of a program of launch(), as far as one has waited for it. To be asked once. Raises
+    OSError if the program could not be started."""
+    with open(failure, "rb", buffering=0) as pipe:
+        said = pipe.read()
+    if said:
+        raise OSError(*json.loads(said))
+    if said is None and ending.timed_out:
+        where = "the program, its interpreter or that one's loader lies on what does not answer"
+        return replace(ending, error=f"could not be started in time: {where}")
+    return ending
 
 
 def fork(body: Callable[[], None], name: str, keep: Collection[int]) -> int:
@@ -122,10 +190,7 @@ def fork(body: Callable[[], None], name: str, keep: Collection[int]) -> int:
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         os.setsid()
-        for word in os.listdir("/proc/self/fd"):
-            if int(word) not in keep:
-                with contextlib.suppress(OSError):
-                    os.close(int(word))
+        close_all_but(keep)
         libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0)
         body()
         code = 0
@@ -135,48 +200,11 @@ def fork(body: Callable[[], None], name: str, keep: Collection[int]) -> int:
         os._exit(code)
 
 
-def in_child(
-    body: Callable[[int], None],
-    name: str,
-    keep: Collection[int],
-    waiter: Waiter,
-    seconds: float,
-    interruptible: bool = False,
-) -> bytes | None:
-    """Run `body` in a child and return what it wrote to the descriptor that it is given.
-
-    For calls that may hang: a process that is inside one cannot end. None if the child is not done
-    within `seconds`, or when interrupted if `interruptible`; it is then left to itself.
-    """
-    read, write = os.pipe()
-    try:
-        pid = fork(lambda: body(write), name, {2, write, *keep})
-    except OSError:
-        os.close(read)
-        raise
-    finally:
-        os.close(write)
-    received = b""
-    deadline = time.monotonic() + seconds
-    try:
-        while time.monotonic() < deadline and not (interruptible and waiter.interrupted):
-            if read in waiter.wait([read], deadline):
-                data = os.read(read, READ_BYTES)
-                if not data:
-                    return received
-                received += data
-        return None
-    finally:
-        os.close(read)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-
-
-def send_once(pipe: int, document: object) -> None:
-    """What a child of in_child has to say, in JSON. Its parent waits no longer then."""
-    with contextlib.suppress(BrokenPipeError):  # the parent was killed meanwhile
-        os.write(pipe, json.dumps(document).encode())
-    os.close(pipe)
+def close_all_but(keep: Collection[int]) -> None:
+    for word in os.listdir("/proc/self/fd"):
+        if int(word) not in keep:
+            with contextlib.suppress(OSError):
+                os.close(int(word))
 
 
 def output_of(argv: Sequence[str]) -> tuple[int, str, str]:
@@ -226,29 +254,3 @@ def forbid_core_dumps() -> None:
     """Of this process and its forks, until an exec: a dump onto a frozen filesystem would not end,
     and the process with it. RLIMIT_CORE would do the same to the programs that are run."""
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-KEEP_PATIENCE = 10.0  # seconds for the result to be written
-WRITTEN = b"."
-
-
-def written_in_child(write: Callable[[], None], name: str, waiter: Waiter, lock: int) -> str:
-    """Write a file that may lie on a filesystem that would not thaw, or that another program has
-    frozen. Return an error message, or ""."""
-
-    def attempt(pipe: int) -> None:
-        try:
-            write()
-            os.write(pipe, WRITTEN)
-        except OSError as e:
-            os.write(pipe, (e.strerror or str(e)).encode())
-
-    try:
-        received = in_child(attempt, name, {lock}, waiter, KEEP_PATIENCE)
-    except OSError as e:
-        return f"cannot start a process for it: {e.strerror}"
-    if received == WRITTEN:
-        return ""
-    if received is None:
-        return "it takes too long"
-    return received.decode() or "it was interrupted"
