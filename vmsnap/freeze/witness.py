@@ -16,7 +16,8 @@ import os
 import threading
 from collections.abc import Collection
 
-from vmsnap.system.process import in_child, libc
+from vmsnap.system.left_behind import in_child
+from vmsnap.system.process import libc
 from vmsnap.system.waiter import Waiter
 
 # asm-generic/unistd.h; the same on all architectures (Linux 5.14; before, nothing is waited for).
