@@ -23,7 +23,7 @@ AUTOFS_IOC_CATATONIC = 0x9362  # linux/auto_fs.h: _IO(0x93, 0x62)
 
 def point(lab: Lab, name: str) -> Path:
     path = lab.directory / name
-    path.mkdir(mode=0o700)
+    path.mkdir(mode=0o700, exist_ok=True)
     return path
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -308,3 +309,60 @@ def test_an_app_that_hangs_keeps_no_other_from_being_resumed(lab: Lab) -> None:
     outcome = lab.start("exit 0").finish(LIMIT)
     assert outcome.subjects == [("Pre-ScriptTimeout", "bad")]
     assert {"good-resumed", "bad-resumed"} <= set(lab.events.heard)
+
+
+# --- what dies after it was checked --------------------------------------------------------------
+
+
+def dying(lab: Lab, phase: str, what: str) -> None:
+    """An app with a script of which something lies where a server will be dead."""
+    bin = strange.point(lab, "bin")
+    shutil.copy("/bin/sh", bin / "sh")
+    shebang = {"interpreter": f"#!{bin}/sh", "env": f"#!/usr/bin/env -S PATH={bin} sh"}
+    program = {
+        "pre": f"{lab.say('quiesced')}; {lab.stop_at('dead')}; exit 1",
+        "post": lab.say("resumed"),
+    }
+    paths = {name: lab.program(name, program[name]) for name in program}
+    if what == "script":
+        paths[phase] = lab.write(bin / phase, f"#!/bin/sh\n{program[phase]}\n", 0o700)
+    else:
+        paths[phase] = lab.program(phase, program[phase], shebang=shebang[what])
+    locations = {f"{name}ScriptLocation": str(path) for name, path in paths.items()}
+    retries = int(phase == "pre")
+    lab.conf("[scripts]\nkill_grace = 0.1\n")
+    lab.app(**locations, timeoutInSeconds=3, preScriptNoOfRetries=retries)
+
+
+@pytest.mark.parametrize("what", ["interpreter", "env", "script"])
+@pytest.mark.parametrize("phase", ["pre", "post"])
+def test_what_dies_between_check_and_start_costs_the_budget_of_its_script(
+    lab: Lab, phase: str, what: str
+) -> None:
+    """The kernel waits for the server inside execve(2), and nobody waits for that."""
+    lab.filesystem()
+    dying(lab, phase, what)
+    session = lab.start("exit 0")
+    lab.events.wait("quiesced", session)
+    strange.dead(lab, "bin")
+    lab.open("dead")
+    outcome = session.finish(LIMIT)
+    expected = {"pre": ["Pre-ScriptTimeout"], "post": ["Pre-ScriptExecutionFailed"]}[phase]
+    expected += ["Post-ScriptTimeout"] if phase == "post" else []
+    assert outcome.errors == expected
+    assert outcome.verdict == ("success", "filesystem", 0)
+    assert ("resumed" in lab.events.heard) == (phase == "pre")
+    assert "seconds" in outcome.result["apps"][0][phase]
+
+
+def test_sigterm_ends_a_session_whose_script_waits_inside_its_start(lab: Lab) -> None:
+    lab.filesystem()
+    dying(lab, "pre", "interpreter")
+    session = lab.start("exit 0")
+    lab.events.wait("quiesced", session)
+    strange.dead(lab, "bin")
+    lab.open("dead")
+    session.kill(signal.SIGTERM)
+    session.finish(LIMIT)
+    assert "resumed" in lab.events.heard
+    assert lab.frozen == []
