@@ -10,7 +10,7 @@ Runs in: engine, caller (`vmsnap check`). While frozen: no file, no journal, no 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -18,7 +18,6 @@ from pathlib import Path, PurePath
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.freeze.blockers import Blocker
 from vmsnap.freeze.hidden import NO_LOSS, is_mounted, nameless_btrfs, open_hidden
-from vmsnap.freeze.mountinfo import Mount
 from vmsnap.freeze.new_mount import device_number, mount_again
 from vmsnap.freeze.plan import CHOSEN, Action, Entry, Plan
 from vmsnap.freeze.stacking import block_devices
@@ -176,7 +175,7 @@ def by_mounts(entry: Entry) -> Way:
     return partial(open_filesystem, entry.mounts)
 
 
-def by_new_mount(entry: Entry, nameless: Sequence[Sequence[Mount]]) -> Way:
+def by_new_mount(entry: Entry, nameless: Collection[str]) -> Way:
     """For what is covered, or lies behind a server that does not answer."""
     mount = entry.mounts[0]
     disks = block_devices(mount, Path("/sys"))

@@ -17,20 +17,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import struct
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vmsnap.freeze.mountinfo import Mount
 from vmsnap.freeze.stacking import block_devices, entries, text
 from vmsnap.freeze.thaw import is_read_only
-from vmsnap.freeze.ways import MountOpenError, Way, open_filesystem
+from vmsnap.freeze.ways import MountOpenError, Way
 
 INITIAL = "pid:[4026531836]"  # linux/proc_ns.h: PROC_PID_INIT_INO
 BY_DEVICE = ("ext4", "xfs", "f2fs", "nilfs2")  # /sys/fs/TYPE/NAME, by the name of the device
 NOWHERE = -1  # in place of a mount id
 NO_LOSS = "there is nothing to freeze"
-# linux/btrfs.h: _IOR(0x94, 31, struct btrfs_ioctl_fs_info_args)
-BTRFS_IOC_FS_INFO, FS_INFO_BYTES, FSID = 0x8400941F, 1024, slice(16, 32)
+# asm-generic/fcntl.h, as is the order of struct flock
+F_OFD_SETLK, FLOCK = 37, "hhqqi4x"
 
 
 def hidden_mounts(superblocks: Mapping[str, Sequence[Mount]], proc: Path, sys: Path) -> list[Mount]:
@@ -45,13 +46,13 @@ def hidden_mounts(superblocks: Mapping[str, Sequence[Mount]], proc: Path, sys: P
     return [m for m in all_superblocks(sys) if seen.isdisjoint(block_devices(m, sys))]
 
 
-def nameless_btrfs(superblocks: Iterable[Sequence[Mount]], sys: Path) -> list[Sequence[Mount]]:
-    """Those whose source is the name of no device."""
-    return [
-        mounts
+def nameless_btrfs(superblocks: Iterable[Sequence[Mount]], sys: Path) -> set[str]:
+    """The numbers of those whose source is the name of no device."""
+    return {
+        mounts[0].device
         for mounts in superblocks
         if mounts[0].fstype == "btrfs" and not block_devices(mounts[0], sys)
-    ]
+    }
 
 
 def sees_every_mount_table(proc: Path) -> bool:
@@ -87,12 +88,12 @@ def hidden(device: str, name: str, fstype: str, sys: Path) -> Mount:
     return Mount(NOWHERE, device, "/", path, fstype, path, "", hidden=True)
 
 
-def open_hidden(way: Way, nameless: Iterable[Sequence[Mount]]) -> int:
+def open_hidden(way: Way, nameless: Collection[str]) -> int:
     """It shows only now whether it is read-only, or is a btrfs that is one of the `nameless`.
     Raises OSError and MountOpenError, which is NO_LOSS if so."""
     fd = way()
     try:
-        if is_read_only(fd) or any(is_same_btrfs(fd, mounts) for mounts in nameless):
+        if is_read_only(fd) or (nameless and superblock_number(fd) in nameless):
             raise MountOpenError(NO_LOSS)
     except BaseException:
         os.close(fd)
@@ -100,19 +101,17 @@ def open_hidden(way: Way, nameless: Iterable[Sequence[Mount]]) -> int:
     return fd
 
 
-def is_same_btrfs(fd: int, mounts: Sequence[Mount]) -> bool:
-    """False as well if the other cannot be opened: then it is not frozen by that name."""
+def superblock_number(fd: int) -> str:
+    """As the mount tables have it; fstat(2) has one for each subvolume. The kernel shows it of a
+    file that is locked (proc(5), fdinfo; fcntl(2), F_OFD_SETLK). Raises OSError."""
+    locked = os.open(".", os.O_RDONLY, dir_fd=fd)
     try:
-        other = open_filesystem(mounts)
-    except MountOpenError:
-        return False
-    try:
-        return btrfs_id(fd) == btrfs_id(other)
+        # Of one byte that nobody else locks.
+        fcntl.fcntl(
+            locked, F_OFD_SETLK, struct.pack(FLOCK, fcntl.F_RDLCK, os.SEEK_SET, 1 << 62, 1, 0)
+        )
+        shown = Path(f"/proc/self/fdinfo/{locked}").read_text()
     finally:
-        os.close(other)
-
-
-def btrfs_id(fd: int) -> bytes:
-    answer = bytearray(FS_INFO_BYTES)
-    fcntl.ioctl(fd, BTRFS_IOC_FS_INFO, answer)
-    return bytes(answer[FSID])
+        os.close(locked)
+    major, minor, _ = shown.partition("lock:")[2].split()[5].split(":")
+    return f"{int(major, 16)}:{int(minor, 16)}"
