@@ -161,6 +161,19 @@ def test_it_runs_at_boot(check: Check) -> None:
     check.until(lambda: check.shown("ActiveState", PATH) == "active")
 
 
+def test_it_finds_no_more_than_a_session_does(check: Check) -> None:
+    """What is covered is opened by mounting it again, for which the unit must not be too closed."""
+    check.container.add_filesystem("/srv/above/data")
+    check.container.run("mount", "-t", "tmpfs", "tmpfs", "/srv/above", check=True)
+    try:
+        by_hand = check.container.run("vmsnap", "check")
+        check.container.systemctl("restart", CHECK)
+        assert (by_hand.returncode, check.state) == (0, "active (exited)"), check.text
+        assert "filesystems that would be frozen: 2" in check.text
+    finally:
+        check.container.run("umount", "/srv/above", check=True)
+
+
 def test_it_can_be_run_by_hand(check: Check) -> None:
     check.container.systemctl("stop", CHECK, check=True)
     check.container.systemctl("start", CHECK, check=True)
