@@ -91,9 +91,9 @@ def serving(
 # --- the server --------------------------------------------------------------------------------
 
 
-def attributes(node: int, size: int) -> bytes:
-    mode = stat.S_IFREG | 0o700 if node == FILE else stat.S_IFDIR | 0o700
-    return ATTR.pack(node, size, 1, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+def attributes(node: int, file: File) -> bytes:
+    mode = file.mode if node == FILE else stat.S_IFDIR | 0o700
+    return ATTR.pack(node, file.size, 1, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
 
 class File:
@@ -102,6 +102,7 @@ class File:
     def __init__(self, data: bytes, backing: str = "") -> None:
         self.fd = os.open(backing, os.O_RDWR) if backing else os.memfd_create("data")
         os.write(self.fd, data)
+        self.mode = stat.S_IFREG | (os.fstat(self.fd).st_mode & 0o700 if backing else 0o700)
 
     @property
     def size(self) -> int:
@@ -111,10 +112,10 @@ class File:
 def answer(opcode: int, node: int, body: bytes, file: File) -> bytes | int:
     """What to answer, or an errno."""
     if opcode in (GETATTR, SETATTR):
-        return struct.pack("<QII", 0, 0, 0) + attributes(node, file.size)
+        return struct.pack("<QII", 0, 0, 0) + attributes(node, file)
     if opcode == LOOKUP and body in (b"file\0", b"dir\0"):
         found = FILE if body == b"file\0" else DIRECTORY
-        return struct.pack("<QQQQII", found, 0, 0, 0, 0, 0) + attributes(found, file.size)
+        return struct.pack("<QQQQII", found, 0, 0, 0, 0, 0) + attributes(found, file)
     if opcode == LOOKUP:
         return errno.ENOENT
     if opcode in (OPEN, OPENDIR):

@@ -11,6 +11,8 @@ import contextlib
 import fcntl
 import os
 import select
+import struct
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,9 @@ from . import kernel
 from .fuse import Server, serving
 from .lab import Lab, call
 
-AUTOFS_IOC_CATATONIC = 0x9362  # linux/auto_fs.h: _IO(0x93, 0x62)
+# linux/auto_fs.h: _IO(0x93, ...)
+AUTOFS_IOC_READY, AUTOFS_IOC_CATATONIC = 0x9360, 0x9362
+AUTOFS_PACKET = struct.Struct("<iiI")  # version, type and token, and more that is not needed
 
 
 def point(lab: Lab, name: str) -> Path:
@@ -61,16 +65,28 @@ class Automount:
         options = f"fd={daemon},pgrp={os.getpgrp()},minproto=5,maxproto=5,{kind}"
         kernel.mount(source.format(self.mount), self.mount, "autofs", options)
         os.close(daemon)
+        self.fd = os.open(self.mount, os.O_RDONLY)  # the automounter's own, not what it mounts
         lab.undo.callback(os.close, self.asked)
         lab.undo.callback(kernel.detach, self.mount)
         lab.undo.callback(self.give_up)
 
     def give_up(self) -> None:
         """Let go of whoever waits."""
-        fd = os.open(self.mount, os.O_RDONLY)
         with contextlib.suppress(OSError):
-            fcntl.ioctl(fd, AUTOFS_IOC_CATATONIC, 0)
-        os.close(fd)
+            fcntl.ioctl(self.fd, AUTOFS_IOC_CATATONIC, 0)
+        os.close(self.fd)
+
+    def live(self, source: Path) -> None:
+        """Mount this directory there as soon as anybody looks."""
+
+        def daemon() -> None:
+            packet = os.read(self.asked, 4096)
+            token = AUTOFS_PACKET.unpack_from(packet)[2]
+            call("mount", "--bind", source, self.mount)
+            fcntl.ioctl(self.fd, AUTOFS_IOC_READY, token)
+
+        thread = threading.Thread(target=daemon, daemon=True)
+        thread.start()
 
     @property
     def triggered(self) -> bool:

@@ -164,6 +164,7 @@ def provision_command(arguments: argparse.Namespace) -> int:
 
 def load_document(arguments: argparse.Namespace) -> object:
     from vmsnap.provision.document import load
+    from vmsnap.system.bounded import bounded
     from vmsnap.system.trusted import read_text, text_of
 
     source = arguments.source
@@ -173,7 +174,7 @@ def load_document(arguments: argparse.Namespace) -> object:
         with open(source, "rb") as file:
             text = text_of(file, source)
     else:
-        text = read_text(source, forbidden=0o022)
+        text = bounded(lambda: read_text(source, forbidden=0o022))
     return load(text, yaml=not source.endswith(".json"))
 
 

@@ -30,13 +30,16 @@ from vmsnap.config.settings import Settings, parse_settings
 from vmsnap.config.startable import interpreter_doubt, why_not_startable
 from vmsnap.consistency import Level, consistency
 from vmsnap.errors import OF_APPS, SCRIPT, Kind, Problem, Severity
+from vmsnap.system.bounded import NoAnswerError, bounded
 from vmsnap.system.trusted import (
     InsecurePathError,
+    MayWaitError,
     UnreadableFileError,
     check_directory,
     is_directory,
     open_trusted,
     read_text,
+    text_of,
     walk,
 )
 
@@ -128,9 +131,15 @@ def inspect_metrics(found: Inspection) -> None:
     textfile = found.settings.textfile
     if not textfile:
         return
-    try:
+
+    def look() -> None:
         with walk(Path(textfile).parent) as (fd, step):
             check_directory(fd, step)
+
+    try:
+        bounded(look)
+    except NoAnswerError as e:
+        found.warn(Kind.INCORRECT_SETTINGS, textfile, f"{e}: no metrics can be written there")
     except InsecurePathError as e:
         what = "others than root can change the metrics there, or keep them from being written"
         found.warn(Kind.INCORRECT_SETTINGS, textfile, f"{e}: {what}")
@@ -188,7 +197,7 @@ def inspect_workload(found: Inspection, path: Path) -> None:
     extension. Who may read or write the file is that one's concern."""
     kind = Kind.INCORRECT_JSON_CONFIG_FILE
     try:
-        name = workload_of(read_text(path, 0), str(path))
+        name = workload_of(bounded(lambda: read_text(path, 0)), str(path))
     except FileNotFoundError:
         return
     except (InsecurePathError, UnreadableFileError, OSError) as e:
@@ -211,34 +220,36 @@ def inspect_workload(found: Inspection, path: Path) -> None:
 
 def is_missing(path: str) -> bool:
     """Whether there is nothing, asked without a word to a server that may not answer."""
-    try:
+
+    def look() -> None:
         with walk(path):
-            return False
+            pass
+
+    try:
+        bounded(look)
     except FileNotFoundError:
         return True
     except (InsecurePathError, UnreadableFileError, OSError):
-        return False  # what is wrong with it, is said when it is read
+        pass  # what is wrong with it, is said when it is read
+    return False
 
 
 def inspect_app(
     found: Inspection, path: Path, name: str, cap: float, seen: set[tuple[int, int]]
 ) -> None:
     kind = Kind.INCORRECT_JSON_CONFIG_FILE
-    text = attempt(found, kind, path, lambda: read_text(path))
-    if text is None:
+    file = attempt(found, kind, path, lambda: bounded(lambda: read_text_of(path)))
+    if file is None:
         return
-    try:
-        status = path.stat()
-    except OSError:  # removed since it was read
-        return
-    if (status.st_dev, status.st_ino) in seen:
+    text, identity = file
+    if identity in seen:
         found.warn(
             kind,
             str(path),
             f"{path}: found a file that another name has already led to; its app runs once",
         )
         return
-    seen.add((status.st_dev, status.st_ino))
+    seen.add(identity)
     parsed = attempt(found, kind, path, lambda: config.parse_app(text, str(path), name))
     if parsed is None:
         return
@@ -293,7 +304,10 @@ def inspect_script(
 
     script = replace(script, budget=min(script.budget, cap))
     try:
-        fd = open_trusted(script.path, 0o7077)
+        mode, identity, wrong, doubt = bounded(lambda: look_at_script(path))
+    except NoAnswerError as e:
+        error(kinds.not_found, str(e))
+        return script
     except InsecurePathError as e:
         error(kinds.untrusted, str(e))
         return script
@@ -303,22 +317,25 @@ def inspect_script(
     except OSError as e:
         error(kinds.not_found, f"{script.path}: {e.strerror}")
         return script
-    with open(fd, "rb"):
-        status = os.fstat(fd)
-        executable = bool(status.st_mode & stat.S_IXUSR)
-        wrong = why_not_startable(fd, path) if executable else ""
-        doubt = interpreter_doubt(fd)
-    if not executable:
+    if not mode & stat.S_IXUSR:
         error(
             kinds.untrusted,
-            f"{path}: found mode {stat.S_IMODE(status.st_mode):04o}, expected 0700: "
-            "executable by its owner",
+            f"{path}: found mode {mode:04o}, expected 0700: executable by its owner",
         )
     if wrong:
         error(kinds.untrusted, f"{path}: {wrong}")
     elif doubt:
         found.warn(kinds.untrusted, path, f"{path}: {doubt} (app {app.name!r}, {phase}-script)")
-    return replace(script, identity=(status.st_dev, status.st_ino))
+    return replace(script, identity=identity)
+
+
+def look_at_script(path: str) -> tuple[int, tuple[int, int], str, str]:
+    """Mode, device and inode, why it cannot be started, and a doubt. Raises as open_trusted."""
+    with open(open_trusted(path, 0o7077), "rb") as file:
+        status = os.fstat(file.fileno())
+        wrong = why_not_startable(file.fileno(), path) if status.st_mode & stat.S_IXUSR else ""
+        doubt = interpreter_doubt(file.fileno())
+    return stat.S_IMODE(status.st_mode), (status.st_dev, status.st_ino), wrong, doubt
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -326,14 +343,18 @@ def inspect_script(
 
 def directory(found: Inspection, kind: Kind, path: Path, suffix: str) -> Iterator[Path]:
     """The files of a drop-in directory in the order of their names; none if it does not exist."""
-    try:
+
+    def look() -> list[str]:
         with walk(path, is_directory) as (pinned, step):
             is_directory(pinned, step)
             fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=pinned)
         try:
-            names = sorted(os.listdir(fd))
+            return sorted(os.listdir(fd))
         finally:
             os.close(fd)
+
+    try:
+        names = bounded(look)
     except FileNotFoundError:
         return
     except (InsecurePathError, UnreadableFileError) as e:
@@ -348,11 +369,20 @@ def directory(found: Inspection, kind: Kind, path: Path, suffix: str) -> Iterato
 
 
 def exists(path: Path) -> bool:
-    """Whether there is anything, be it a link to nothing. FUSE and automounts are not asked: what
-    is wrong there, is said when it is read."""
+    """Whether there is anything, be it a link to nothing. FUSE is not asked: what is wrong there,
+    is said when it is read, and so is what does not answer."""
+    try:
+        return bounded(lambda: is_there(path))
+    except NoAnswerError:
+        return True
+
+
+def is_there(path: Path) -> bool:
     try:
         with walk(path, is_directory):
             return True
+    except MayWaitError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (InsecurePathError, UnreadableFileError, OSError):
@@ -369,7 +399,14 @@ def read(found: Inspection, kind: Kind, path: Path, forbidden: int = 0o7177) -> 
     """The text of a file; None if there is none, or if a problem has been noted."""
     if not exists(path):
         return None
-    return attempt(found, kind, path, lambda: read_text(path, forbidden))
+    return attempt(found, kind, path, lambda: bounded(lambda: read_text(path, forbidden)))
+
+
+def read_text_of(path: Path) -> tuple[str, tuple[int, int]]:
+    """Its text, and its device and inode."""
+    with open(open_trusted(path), "rb") as file:
+        status = os.fstat(file.fileno())
+        return text_of(file, path), (status.st_dev, status.st_ino)
 
 
 def attempt(found: Inspection, kind: Kind, path: Path, step: Callable[[], What]) -> What | None:

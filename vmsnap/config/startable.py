@@ -25,7 +25,12 @@ from vmsnap.system.program import (
     is_registered,
     open_program,
 )
-from vmsnap.system.trusted import InsecurePathError, UnreadableFileError, open_trusted
+from vmsnap.system.trusted import (
+    InsecurePathError,
+    MayWaitError,
+    UnreadableFileError,
+    open_trusted,
+)
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # of every script
 PATH_OF_NONE = "/bin:/usr/bin"  # execvp(3), after env -i
@@ -239,6 +244,8 @@ def interpreter_doubt(fd: int) -> str:
         line = first_line(os.pread(fd, HEAD_BYTES, 0))
         if line:
             os.close(open_trusted(from_root(line.interpreter), 0o022))
+    except MayWaitError:
+        raise
     except InsecurePathError as e:
         return f"others can change its interpreter: {e}"
     except (NotExecutableError, UnreadableFileError, OSError):

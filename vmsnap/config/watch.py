@@ -49,7 +49,7 @@ def is_reachable(path: str) -> bool:
     decides, which is watched for that. That a script lies there is a problem of its own."""
     for step in (Path(path), *Path(path).parents):
         try:
-            with walk(step, is_directory, local=True):
+            with walk(step, is_directory):
                 return True
         except (InsecurePathError, UnreadableFileError):
             return step == Path("/")

@@ -24,6 +24,7 @@ from vmsnap.platforms.agent import Connection
 from vmsnap.platforms.agent_service import relabel, restart
 from vmsnap.platforms.registry import agents
 from vmsnap.session.lock import prepare_state
+from vmsnap.system.bounded import bounded
 from vmsnap.system.files import (
     File,
     is_there,
@@ -263,7 +264,7 @@ def recorded(state: Path) -> dict[str, Connected]:
 def readable(state: Path) -> dict[str, Connected] | None:
     """None if there is a record that cannot be read."""
     try:
-        found = json.loads(read_anybodys_text(state / RECORD))
+        found = json.loads(bounded(lambda: read_anybodys_text(state / RECORD)))
         return {
             agent: Connected(*(tuple(map(str, paths[key])) for key in PATHS))
             for agent, paths in found["agents"].items()

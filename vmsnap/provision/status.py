@@ -19,6 +19,7 @@ from vmsnap.journal.problems import send_problems
 from vmsnap.journal.sender import Event, Journal
 from vmsnap.provision.validation import Mistake
 from vmsnap.session import lock
+from vmsnap.system.bounded import bounded
 from vmsnap.system.files import write_atomically
 from vmsnap.system.trusted import InsecurePathError, UnreadableFileError, read_anybodys_text
 
@@ -86,7 +87,7 @@ def recorded(state: Path) -> Provisioning | None:
     """None if nothing was provisioned on this instance, or if the record cannot be read."""
     cannot_be_read = (InsecurePathError, UnreadableFileError, OSError)
     with contextlib.suppress(*cannot_be_read, ValueError, KeyError, TypeError):
-        found = json.loads(read_anybodys_text(state / RECORD))
+        found = json.loads(bounded(lambda: read_anybodys_text(state / RECORD)))
         if found["instance"] == instance_id():
             return Provisioning(
                 found["source"],

@@ -27,7 +27,14 @@ from vmsnap.config.startable import why_not_startable
 from vmsnap.errors import VmsnapError
 from vmsnap.platforms.registry import agents
 from vmsnap.system import systemd
-from vmsnap.system.trusted import InsecurePathError, UnreadableFileError, encodable, open_trusted
+from vmsnap.system.bounded import NoAnswerError, bounded
+from vmsnap.system.trusted import (
+    InsecurePathError,
+    MayWaitError,
+    UnreadableFileError,
+    encodable,
+    open_trusted,
+)
 
 MOST_SHOWN = 20  # mistakes; a document of another kind has as many as it has keys
 PLAIN_KEY = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -211,7 +218,16 @@ def location_mistake(location: str) -> str:
     if not location.startswith("/"):
         return "expected an absolute path"
     try:
+        return bounded(lambda: named_script_mistake(location))
+    except NoAnswerError as e:
+        return f"found a path on what does not answer: {e.step}"
+
+
+def named_script_mistake(location: str) -> str:
+    try:
         fd = open_trusted(location, 0o7077)
+    except MayWaitError:
+        raise
     except (InsecurePathError, UnreadableFileError):
         return "found a script that is not root's alone, expected owner root and mode 0700"
     except PermissionError:  # a dry run by another user

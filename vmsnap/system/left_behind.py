@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection
 
 from vmsnap.system.process import READ_BYTES, fork
+from vmsnap.system.trusted import patient
 from vmsnap.system.waiter import Waiter
 
 KEEP_PATIENCE = 10.0  # seconds for the result to be written
@@ -68,6 +69,7 @@ def written_in_child(write: Callable[[], None], name: str, waiter: Waiter, lock:
     frozen. Return an error message, or ""."""
 
     def attempt(pipe: int) -> None:
+        patient()
         try:
             write()
             os.write(pipe, WRITTEN)

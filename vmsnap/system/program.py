@@ -16,6 +16,7 @@ from typing import NamedTuple
 from vmsnap.system.files import mount_id
 from vmsnap.system.trusted import (
     InsecurePathError,
+    MayWaitError,
     UnreadableFileError,
     fstype_of,
     is_directory,
@@ -54,7 +55,7 @@ def open_program(path: str) -> int:
                     f"found mode {stat.S_IMODE(mode):04o}, expected an executable file"
                 )
             return reopened(pinned)
-    except FileNotFoundError:
+    except (FileNotFoundError, MayWaitError):
         raise
     except InsecurePathError as e:
         if e.found.startswith("owner"):  # of a link, which others can change; the kernel follows it

@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -25,7 +25,7 @@ REMOTE = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "afs", "lustre", "9p", "virtiofs", "coda"),
     *("ncpfs", "orangefs", "vboxsf", "vmhgfs", "prl_fs"),
 }
-OCTAL = re.compile(r"\\([0-7]{3})")  # in /proc/PID/mountinfo
+OCTAL = re.compile(rb"\\([0-7]{3})")  # in /proc/PID/mountinfo
 MAX_BYTES = 1 << 20
 MAX_SYMLINKS = 40  # as the kernel: path_resolution(7)
 
@@ -39,6 +39,18 @@ class InsecurePathError(Exception):
 
     def __str__(self) -> str:
         return f"{self.step}: found {self.found}, expected {self.expected}"
+
+
+class MayWaitError(InsecurePathError):
+    """A path leads to `step`, a mount that another machine or an automounter has to answer for, and
+    that may be never. It was not looked at. See patient() and bounded.py."""
+
+    def __init__(self, step: str, fstype: str) -> None:
+        what = (
+            "an automount" if fstype == "autofs" else f"a filesystem of another machine ({fstype})"
+        )
+        super().__init__(step, what, "a local filesystem")
+        self.args = (step, fstype)
 
 
 class UnreadableFileError(Exception):
@@ -88,16 +100,24 @@ class Step(NamedTuple):
     automount: bool = False
 
 
+waits = False  # this process may wait for other machines and automounters
+
+
+def patient() -> None:
+    """From here on this process does: nobody waits for it longer than he wants to."""
+    global waits  # noqa: PLW0603 - of a process, as what it says
+    waits = True
+
+
 @contextlib.contextmanager
-def walk(
-    path: str | Path, check: Check | None = None, local: bool = False
-) -> Iterator[tuple[int, str]]:
+def walk(path: str | Path, check: Check | None = None) -> Iterator[tuple[int, str]]:
     """Follow a path, and give an O_PATH descriptor of its last step, and that one's name.
 
     Links are followed that root has made. Every directory on the way must pass `check`, which is
     check_directory if none is given; what the path leads to is left to the caller. No step of it
-    may lie on FUSE or, if it has to be `local`, on another machine, and none is asked for anything
-    before that is known; no automounter is asked to mount anything. Raises as open_trusted."""
+    may lie on FUSE or, unless this process is patient(), on another machine or below an automount
+    with nothing mounted; and none is asked for anything before that is known. Raises as
+    open_trusted, and MayWaitError."""
     check = check or check_directory
     names = [name for name in reversed(os.fspath(path).split("/")) if name not in ("", ".")]
     if not os.fspath(path).startswith("/") or not names or os.fspath(path).endswith("/"):
@@ -114,23 +134,20 @@ def walk(
         steps = [checked(Step(root, "", mount_id(root)))]
         check(root, "/")
         links = 0
-        shares = mount_points(REMOTE) if local else ()
+        waiting = {} if waits else waiting_points()
         while names:
             name = names.pop()
             if name == "..":
                 steps = steps[:-1] or steps
                 continue
             above = steps[-1]
-            if above.automount:
-                refuse_automount(above, name)
-            if f"{above.name}/{name}" in shares:
-                share = f"{above.name}/{name}"
-                raise InsecurePathError(share, "a filesystem of another machine", "a local one")
-            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=above.fd)
-            opened.callback(os.close, fd)
-            step = Step(fd, f"{above.name}/{name}", mount_id(fd), above.automount)
-            if step.mount != above.mount:
-                step = checked(step)
+            if f"{above.name}/{name}" in waiting:
+                raise MayWaitError(f"{above.name}/{name}", waiting[f"{above.name}/{name}"])
+            step = next_step(above, name, opened)
+            if step.automount and waits:
+                with contextlib.suppress(NotADirectoryError):
+                    step = next_step(above, name, opened, os.O_DIRECTORY)
+            fd = step.fd
             status = os.fstat(fd)
             if stat.S_ISLNK(status.st_mode):
                 check_owner(status, step.name)
@@ -148,6 +165,15 @@ def walk(
         yield steps[-1].fd, steps[-1].name or "/"
 
 
+def next_step(above: Step, name: str, opened: contextlib.ExitStack, how: int = 0) -> Step:
+    """Look a name up. O_DIRECTORY has an automounter mount something there
+    (Documentation/filesystems/path-lookup.rst)."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | how, dir_fd=above.fd)
+    opened.callback(os.close, fd)
+    step = Step(fd, f"{above.name}/{name}", mount_id(fd), above.automount)
+    return step if step.mount == above.mount else checked(step)
+
+
 def checked(step: Step) -> Step:
     """The first step on another mount. Raises InsecurePathError.
 
@@ -156,7 +182,7 @@ def checked(step: Step) -> Step:
     table is not. Other filesystems whose servers could lie (nfs, cifs, 9p, virtiofs, ...) only root
     can mount: it trusts them."""
     fstype = fstype_of(step.mount)
-    if fstype in ("fuse", "fuseblk") or fstype.startswith(("fuse.", "fuseblk.")):
+    if is_fuse(fstype):
         raise InsecurePathError(
             step.name or "/", "a FUSE filesystem", "one of the kernel's own filesystems"
         )
@@ -167,29 +193,26 @@ def checked(step: Step) -> Step:
     return step._replace(automount=fstype == "autofs")
 
 
-def refuse_automount(above: Step, name: str) -> None:
-    """Whoever looks for what is not mounted there waits for the automounter, which may be gone."""
-    with open("/proc/self/mountinfo", "rb") as table:
-        for line in table:
-            _, parent, _, _, point, _ = line.split(b" ", 5)
-            last = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), point)
-            if int(parent) == above.mount and last.rpartition(b"/")[2] == os.fsencode(name):
-                return
-    raise InsecurePathError(
-        above.name or "/", "an automount that has not been mounted", "a mounted filesystem"
-    )
+def is_fuse(fstype: str) -> bool:
+    return fstype in ("fuse", "fuseblk") or fstype.startswith(("fuse.", "fuseblk."))
 
 
-def mount_points(fstypes: Collection[str]) -> set[str]:
-    """Where filesystems of these types are mounted. Even to open such a place with O_PATH can be a
-    question to the server (fs/namei.c, complete_walk; nfs_weak_revalidate)."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        lines = [line.partition(" - ") for line in table]
-    return {
-        OCTAL.sub(lambda match: chr(int(match[1], 8)), left.split(" ")[4])
-        for left, _, right in lines
-        if right.split(" ")[0] in fstypes
-    }
+def waiting_points() -> dict[str, str]:
+    """Where other machines' filesystems are mounted, and automounts with nothing on them, and the
+    type. Even to open such a place with O_PATH can be a question to the server, or wait for a mount
+    that has begun (fs/namei.c, complete_walk; nfs_weak_revalidate; autofs_d_manage)."""
+    table = Path("/proc/self/mountinfo").read_bytes()
+    types = b"|".join(re.escape(fstype.encode()) for fstype in (*REMOTE, "autofs"))
+    found = {}
+    for line in re.finditer(rb"^\d+ \d+ \S+ \S+ (\S+) .* - (%s) " % types, table, re.M):
+        covered = re.compile(rb"^\d+ \d+ \S+ \S+ %s " % re.escape(line[1]), re.M)
+        if not covered.search(table, line.end()):
+            found[unescape(line[1])] = line[2].decode()
+    return found
+
+
+def unescape(point: bytes) -> str:
+    return os.fsdecode(OCTAL.sub(lambda match: bytes([int(match[1], 8)]), point))
 
 
 def fstype_of(mount: int) -> str:
