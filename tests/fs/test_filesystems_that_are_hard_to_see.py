@@ -243,7 +243,7 @@ def test_the_upper_layer_of_an_overlay_is_still_written_to(lab: Lab) -> None:
     lab.undo.callback(kernel.detach, overlay)
     kernel.unmount(layer)
     session = lab.hold(only=[device])
-    fd = new_mount.mounted("ext4", {"source": device})
+    fd = new_mount.mounted("ext4", {"source": device}, lambda: True)
     let_go_at_the_end(lab, fd)
     assert strange.watch(lab, Path(f"/proc/self/fd/{fd}"), Path(device)).is_frozen
     lab.release()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from . import kernel
-from .faults import kill_all
+from .faults import kill_all, kill_both
 from .lab import Lab, call
 from .processes import children, wait_for_end, wait_until
 from .running import Session
@@ -79,6 +79,20 @@ def failing(self):
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     return supervise(self)
 AppScripts._supervise = failing
+sys.exit(main.main())
+"""
+# The first thaw of a supervisor alone fails, as if no descriptor were free.
+NO_DESCRIPTOR = """
+import errno, os, sys
+from vmsnap.cli import main
+from vmsnap.scripts import supervisor
+thaw, tried = supervisor.thaw_after_death, []
+def failing(*arguments, **more):
+    tried.append(arguments)
+    if len(tried) == 1:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    yield from thaw(*arguments, **more)
+supervisor.thaw_after_death = failing
 sys.exit(main.main())
 """
 KILLED_IN_ITS_RECOVERY = """
@@ -410,6 +424,37 @@ def test_a_shortage_is_waited_for_within_the_budget(lab: Lab, number: str) -> No
     outcome = lab.run("exit 0", program=program)
     assert outcome.verdict == ("success", "application", 0)
     assert resumed(lab) == ["resumed success application"]
+
+
+def test_a_thaw_for_which_there_is_no_descriptor_is_tried_again(lab: Lab) -> None:
+    database(lab)
+    session = lab.hold(program=python(NO_DESCRIPTOR))
+    kill_both(session)
+    lab.wait_for_thaw(*lab.filesystems)
+    lab.release()
+    assert resumed(lab) == ["resumed failed none"]
+
+
+def test_a_script_that_runs_is_not_started_again_for_a_shortage(lab: Lab) -> None:
+    lab.filesystem()
+    lab.app(pre="exit 0", post=f"{lab.say('resumed')}; {lab.stop_at('post')}")
+    session = lab.start("exit 0", program=python(NO_DESCRIPTOR))
+    lab.events.wait("resumed", session)
+    os.kill(session.pid, signal.SIGKILL)
+    session.process.wait()
+    lab.open("post")
+    assert resumed(lab) == ["resumed"]
+
+
+def test_the_end_of_a_pre_script_costs_the_post_script_no_time(lab: Lab) -> None:
+    """Its supervisor was killed, and it takes longer than the post-script may take."""
+    lab.filesystem()
+    lab.conf("[scripts]\nkill_grace = 3\n")
+    stubborn = f"trap '' TERM; kill -9 $PPID; {lab.stop_at('never')}"
+    lab.app(pre=stubborn, post=lab.say("resumed"), timeoutInSeconds=2)
+    outcome = lab.run("exit 0")
+    assert outcome.errors == ["Pre-ScriptExecutionFailed"]
+    assert resumed(lab) == ["resumed"]
 
 
 def test_a_shortage_that_lasts_for_the_budget_is_the_error(lab: Lab) -> None:

@@ -396,6 +396,31 @@ def test_a_directory_with_a_strange_name_is_watched(check: Check) -> None:
     check.becomes_good()
 
 
+def test_one_path_that_systemd_cannot_take_keeps_no_other_from_being_watched(check: Check) -> None:
+    long = f"/opt/{'a' * 200}/{'b' * 100}/pre"
+    check.container.write(APP, app_file(long))
+    check.becomes_broken()
+    assert "systemd does not watch it" in check.text
+    check.watches(SCRIPTS.rpartition("/")[0])
+    check.container.write(APP, app_file())
+    check.becomes_good()
+
+
+def test_what_is_watched_is_so_again_when_it_is_started_again(check: Check) -> None:
+    check.container.systemctl("stop", PATH, check=True)
+    assert check.shown("ActiveState", "vmsnap-check@etc-vmsnap.path") == "inactive"
+    check.container.systemctl("start", PATH, check=True)
+    check.watches("/etc/vmsnap")
+    check.watches(SCRIPTS)
+
+
+def test_nothing_is_watched_against_the_word_of_the_administrator(check: Check) -> None:
+    check.container.systemctl("stop", PATH, check=True)
+    check.container.systemctl("restart", CHECK, check=True)
+    assert check.state == "active (exited)"
+    assert check.shown("ActiveState", "vmsnap-check@etc-vmsnap.path") == "inactive"
+
+
 @pytest.mark.parametrize("directory", ["apps.d", "vmsnap.conf.d", "scripts"])
 def test_a_directory_made_anew_is_watched_again(check: Check, directory: str) -> None:
     inside = check.container.path("/etc/vmsnap") / directory

@@ -19,7 +19,11 @@ from vmsnap.system.trusted import InsecurePathError, UnreadableFileError, is_dir
 # Below /etc, and below the state directory: what is watched wherever scripts are.
 CONFIGURATION = ("vmsnap", "vmsnap/apps.d", "vmsnap/vmsnap.conf.d", "vmsnap/scripts", "azure")
 OUTCOME = "provision.json"
-UNIT = "vmsnap-check@.path"
+UNIT, ALL = "vmsnap-check@.path", "vmsnap-check.path"
+ELSEWHERE = (
+    "found it on FUSE, on another machine or below an automount, where process 1 would wait for a "
+    "server; after a change run `systemctl restart vmsnap-check`"
+)
 
 
 def watch(found: Inspection, etc: Path, state: Path) -> list[Problem]:
@@ -33,14 +37,23 @@ def watch(found: Inspection, etc: Path, state: Path) -> list[Problem]:
     }
     watched = {str(etc / name) for name in CONFIGURATION} | {str(state / OUTCOME)}
     watched |= {os.path.normpath(Path(file).parent) for file in files}
-    try:
-        error = systemd.start_instances(UNIT, sorted(filter(is_reachable, watched)))
-    except OSError as e:
-        error = f"{e.filename}: {e.strerror}"
-    if not error:
+    if not systemd.is_running(ALL):  # the administrator has stopped it, or disabled it
         return []
-    message = f"systemd does not watch all that it should: {error}"
-    return [Problem(Kind.INCORRECT_SETTINGS, message, severity=Severity.WARNING)]
+    reachable = {path: is_reachable(path) for path in sorted(watched)}
+    unwatched = dict.fromkeys((path for path in reachable if not reachable[path]), ELSEWHERE)
+    try:
+        unwatched |= systemd.start_instances(UNIT, [path for path in reachable if reachable[path]])
+    except OSError as e:
+        unwatched[f"{e.filename}"] = e.strerror or "it cannot be run"
+    return [
+        Problem(
+            Kind.INCORRECT_SETTINGS,
+            f"{path}: systemd does not watch it: {why}",
+            path=path,
+            severity=Severity.WARNING,
+        )
+        for path, why in unwatched.items()
+    ]
 
 
 def is_reachable(path: str) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from vmsnap.errors import Kind, Problem, Severity
 from vmsnap.freeze.filesystem import Filesystem, newly_hidden, warning
@@ -58,14 +59,15 @@ def freeze_failures(
     found = False
     for f in filesystems:
         mount = f.entry.mount
-        if f.error or f.unwritten:
+        late = f.maybe_frozen and f.frozen_at is None and cause == "timeout"
+        if f.error or (f.unwritten and not late):
             reason = not_frozen(f, cause, after_scripts) if f.error else not_written(f)
             if f.entry.foreign:
                 message = f"{mount}: {reason}; only a foreign user namespace has it"
                 yield warning(Kind.FREEZE_FAILED, message, mount)
                 continue
             yield Problem(Kind.FREEZE_FAILED, f"{mount}: {reason}", "freeze", mount)
-        elif f.maybe_frozen and f.frozen_at is None and cause == "timeout":
+        elif late:
             who = "".join(f"; {blocker}" for blocker in f.blockers) or lies_on([f])
             message = f"{mount}: not frozen within {timeout:g} s{who}"
             yield Problem(Kind.FREEZE_TIMEOUT, message, "freeze", mount)
@@ -117,19 +119,24 @@ def thaw_failures(filesystems: Iterable[Filesystem], lost: str) -> Iterator[Prob
 def newly_read_only(filesystems: Iterable[Filesystem], after: Plan) -> Iterator[Problem]:
     """What was frozen, hence meant to be written to, and is read-only by a later plan. A btrfs
     whose commit has failed freezes like any other; one whose disk fails, or in whose FITHAW a
-    process was killed, becomes so in the thaw (fs/btrfs/super.c, btrfs_unfreeze)."""
-    stopped = {entry.device for entry in after.entries if entry.is_stopped}
+    process was killed, becomes so in the thaw (fs/btrfs/super.c, btrfs_unfreeze). What no mount
+    table has shows it by itself."""
+    stopped = {entry.device for entry in after.entries if entry.mounts[0].read_only}
     for f in filesystems:
-        if f.frozen_at is not None and f.entry.device in stopped:
+        if f.frozen_at is not None and (f.entry.device in stopped or f.hidden_read_only):
             message = f"{f.entry.mount}: has become read-only in the freeze or in the thaw"
             yield Problem(Kind.BECAME_READ_ONLY, message, "thaw", f.entry.mount)
 
 
-def newly_writable(before: Plan, after: Plan) -> Iterator[Problem]:
-    """What a later plan would act on, but not the one by which everything was frozen."""
-    known = {entry.device for entry in before.acted_on}
+def newly_writable(before: Plan, after: Plan, told: Collection[str]) -> Iterator[Problem]:
+    """What a later plan would act on, but not the one by which everything was frozen. Of what no
+    mount table has, only those count that were frozen, or `told` of as failures, by their mounts:
+    the rest was read-only, or gone, when it was opened."""
+    entries = tuple(e for e in before.entries if not e.hidden or e.mount in told)
+    decided = replace(before, entries=entries)
+    known = {entry.device for entry in decided.acted_on}
     new = [entry for entry in after.acted_on if not entry.hidden and entry.device not in known]
-    for entry in (*new, *newly_hidden(before, after)):
+    for entry in (*new, *newly_hidden(decided, after)):
         message = f"{entry.mount}: was mounted, or became writable, after the plan was made"
         yield Problem(Kind.NOT_FROZEN, message, "thaw", entry.mount)
 

@@ -41,6 +41,7 @@ class Filesystem:
     frozen_at: float | None = None
     synced_at: float | None = None
     thawed_at: float | None = None
+    hidden_read_only: bool = False  # it has become so, and is in no mount table
     unwritten: int = 0  # errno: what had been written before the freeze has not reached the disk
     error: int = 0  # of FIFREEZE or syncfs
     thaw_error: int = 0

@@ -40,6 +40,7 @@ from vmsnap.freeze.states import NOT_FROZEN, States
 from vmsnap.freeze.thaw import (
     STEP_PATIENCE,
     Suspect,
+    is_read_only,
     open_rcu,
     restore_rcu,
     thaw_for_guard,
@@ -337,6 +338,8 @@ class Freezer:
             os.close(self._commands)
             self._commands = -1
             self._await("done", ANSWER)
+        for f in self.filesystems:
+            f.hidden_read_only = f.entry.hidden and is_read_only(f.fd)
         fds = [self._answers, self._stderr, self._rcu]
         if not (self._rest and self._rest.is_alive()):  # which would thaw by their numbers
             fds += [self._list, self._process, *(f.fd for f in self.filesystems)]

@@ -15,7 +15,8 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -27,6 +28,8 @@ FSOPEN, FSCONFIG, FSMOUNT = 430, 431, 432
 CLOEXEC = 1  # linux/mount.h: FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
 # Of one driver, which sysfs does not tell apart. A superblock has the name it was mounted by.
 NAMES = {"ext4": ("ext4", "ext3", "ext2")}
+# What the kernel ignores if it has the superblock already.
+NO_REPLAY = {"ext3": ("noload",), "ext4": ("noload",), "xfs": ("norecovery",)}
 SET_FLAG, SET_STRING, CREATE = 0, 1, 6  # linux/mount.h: enum fsconfig_command
 
 
@@ -45,7 +48,7 @@ def mount_again(disks: Sequence[str], fstype: str, subvolume: str, st_dev: int |
             options = {"source": name_of(disk) or f"/proc/self/fd/{place}/disk"}
             if subvolume:
                 options["subvolid"] = subvolume
-            root = mounted(fstype, options)
+            root = mounted(fstype, options, partial(is_in_use, place))
         finally:
             os.close(place)
         if st_dev in (None, os.fstat(root).st_dev):
@@ -85,11 +88,15 @@ def is_in_use(place: int) -> bool:
     return False
 
 
-def mounted(fstype: str, options: Mapping[str, str]) -> int:
+def mounted(fstype: str, options: Mapping[str, str], is_in_use: Callable[[], bool]) -> int:
     """Open the root of a new mount. EBUSY says that the superblock is writable. In this order: of
-    one that is just being unmounted, which the kernel waits for, a new one is made, and is not to
-    write; and a btrfs that is read-only would become writable."""
-    for name, flags in product(NAMES.get(fstype, (fstype,)), (("ro",), ())):
+    one that is just being unmounted, which the kernel waits for, a new one is made, and is to write
+    nothing, not even its journal; and a btrfs that is read-only would become writable. Between the
+    last look and a writable mount there remains a moment."""
+    for name, writable in product(NAMES.get(fstype, (fstype,)), (False, True)):
+        if writable and not is_in_use():
+            break
+        flags = () if writable else ("ro", *NO_REPLAY.get(name, ()))
         try:
             mount = detached(name, options, flags)
         except OSError as e:

@@ -83,13 +83,6 @@ class Entry:
         return self.reason == BECAME_READ_ONLY
 
     @property
-    def is_stopped(self) -> bool:
-        """became_read_only, of what was to be frozen a moment ago: no other namespace is likely to
-        have changed that on purpose meanwhile."""
-        first = self.mounts[0]
-        return self.became_read_only or (first.pid is not None and first.read_only)
-
-    @property
     def virtual(self) -> bool:
         return self.reason.startswith("virtual")
 

@@ -37,9 +37,8 @@ def await_thaw_by_others(fds: Collection[int], seconds: float, waiter: Waiter) -
 
 
 def witness(fds: Collection[int]) -> None:
-    os.close(
-        2
-    )  # whoever reads what we print would wait for its end as well; nothing is opened here
+    # Whoever reads what we print would wait for its end as well. Nothing is opened here.
+    os.close(2)
     threads = [threading.Thread(target=take_write_access, args=(fd,)) for fd in fds]
     for thread in threads:
         thread.start()

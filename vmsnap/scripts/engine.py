@@ -124,8 +124,9 @@ class AppScripts:
         """
         if self._phase != "post":
             return self.lost(UNWATCHED)
+        orphan = 0 if waited else self._link.orphan()
         if waited is None and self._pending.post_started:  # else it is the pre-script
-            self._orphan = self._link.orphan() or self._orphan
+            self._orphan = orphan or self._orphan
         ended = ended_child(self._orphan) if self._orphan else None
         if ended and waited and waited.timed_out:
             ended = replace(ended, timed_out=True)
@@ -135,6 +136,8 @@ class AppScripts:
             run = waited
         elif waited or (self._pending.post and self._replace_supervisor()):
             self._orphan = 0 if ended else self._orphan
+            if not self._pending.post_started:  # whose time has not begun
+                self._began = time.monotonic()
             self._order()
             return None
         else:

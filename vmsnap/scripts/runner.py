@@ -136,6 +136,7 @@ class Runner:
         if phase == "post":  # what a supervisor that was killed has left running
             if self.pending.pre_may_run:
                 supervisor.end(lambda: self.processes("pre"), self.grace)
+                deadline += time.monotonic() - begin  # which is not of its own time
             if unwatched or (self.pending.post_started and self.processes("post")):
                 ended = supervisor.outlast(lambda: self.still_running(unwatched), deadline)
                 if not ended:
@@ -187,16 +188,14 @@ class Runner:
     ) -> tuple[ExitStatus, str]:
         """Start the script, as soon as there are processes, memory and descriptors for it. Its
         output goes to the journal; the end of it is returned."""
-        survive = phase == "post"
         while True:
-            try:
-                return self.try_to_run(supervisor, script, phase, env, deadline)
-            except OSError as e:
-                supervisor.forget()
-                # Nothing announces that a shortage is over.
-                short = e.errno in SHORTAGE and time.monotonic() < deadline
-                if not (short and supervisor.pause(SHORTAGE_PAUSE, survive)):
-                    return not_started(e), ""
+            tried = self.try_to_run(supervisor, script, phase, env, deadline)
+            if not isinstance(tried, OSError):
+                return tried
+            # Nothing announces that a shortage is over.
+            short = tried.errno in SHORTAGE and time.monotonic() < deadline
+            if not (short and supervisor.pause(SHORTAGE_PAUSE, survive=phase == "post")):
+                return not_started(tried), ""
 
     def try_to_run(
         self,
@@ -205,17 +204,21 @@ class Runner:
         phase: str,
         env: Mapping[str, str],
         deadline: float,
-    ) -> tuple[ExitStatus, str]:
-        """Raises OSError if it could not be started."""
-        before = supervisor.living()  # what a successful pre-script left running
-        pid, failure, read = self.start(script, phase, env)
+    ) -> tuple[ExitStatus, str] | OSError:
+        """The same; an OSError if it could not be started, and that alone."""
+        try:
+            before = supervisor.living()  # what a successful pre-script left running
+            pid, failure, read = self.start(script, phase, env)
+        except OSError as e:
+            return e
         output = Output(self.journal, phase, self.room[phase])
         ending = supervisor.run(pid, deadline, read, output.take, survive=phase == "post")
         try:
             ending = launched(failure, ending)
-        except OSError:
+        except OSError as e:
             os.close(read)
-            raise
+            supervisor.forget()
+            return (ending, "") if ending.stopped else e
         if ending.ok:
             # What the script left running would be killed by SIGPIPE at its next word, and what it
             # holds for the application with it.

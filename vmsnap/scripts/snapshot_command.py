@@ -52,6 +52,24 @@ class Stream:
         self.lost += len(data) - len(room)
 
 
+def run(
+    supervisor: Supervisor, argv: Sequence[str], env: Mapping[str, str], writers: Sequence[int]
+) -> ExitStatus:
+    """Run a command to its end; it alone is left to write to the pipes `writers`."""
+    try:
+        pid, failure = launch(argv, env, (0, writers[0], writers[1]))
+    except OSError as e:
+        return not_started(e)
+    finally:
+        for fd in writers:
+            os.close(fd)
+    ending = supervisor.run(pid, None)
+    try:
+        return launched(failure, ending)
+    except OSError as e:
+        return not_started(e)
+
+
 class Command:
     """The engine's side. `ending` is set once the command has ended."""
 
@@ -72,17 +90,7 @@ class Command:
             if order is None:
                 return
             environment = {**os.environ, **order["env"]}
-
-            out, err = writers
-            try:
-                try:
-                    pid, failure = launch([path, *argv[1:]], environment, (0, out, err))
-                finally:
-                    for fd in writers:
-                        os.close(fd)
-                ending = launched(failure, supervisor.run(pid, None))
-            except OSError as e:
-                ending = not_started(e)
+            ending = run(supervisor, [path, *argv[1:]], environment, writers)
             # At once: everything is frozen until this is received.
             supervisor.send(**asdict(ending))
             supervisor.forget()

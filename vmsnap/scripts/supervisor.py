@@ -41,6 +41,7 @@ from vmsnap.system.waiter import STOP_SIGNALS, Waiter
 
 # Seconds for SIGKILL to take effect: not in uninterruptible sleep (D state), waiting for a disk.
 KILL_PATIENCE = 5.0
+AGAIN = 0.2  # seconds until a thaw is tried again
 MESSAGE_BYTES = 1 << 17
 
 
@@ -105,6 +106,8 @@ def supervise(
     def serve() -> None:
         supervisor = Supervisor(there, run_dir)
         body(supervisor)
+        while supervisor.unthawed:
+            supervisor.wait(None)
         for wait in supervisor.thaws:
             wait()
 
@@ -121,6 +124,7 @@ class Supervisor:
         self.alone = False  # the engine is dead
         self.discard: set[int] = set()  # pipes that outlived their program: read, so nobody blocks
         self.thawed_by: float | None = None  # monotonic; see Link.watch
+        self.unthawed = False  # by us, who should have
         self.thaws: list[Callable[[], object]] = []  # each waits for one that was begun here
         self._run_directory = run_dir
         self._running = 0  # the pid of what run() has started to wait for
@@ -149,10 +153,10 @@ class Supervisor:
                 if "stop" not in order:  # a stop that came after the end
                     return order
             else:
-                self._wait(None)
+                self.wait(None)
         return None
 
-    def _wait(self, deadline: float | None, *sources: int) -> set[int]:
+    def wait(self, deadline: float | None, *sources: int) -> set[int]:
         """Sleep; then reap, receive orders, and drain discarded pipes."""
         fds = [*sources, *self.discard]
         if not self.alone:
@@ -181,8 +185,14 @@ class Supervisor:
 
     def _thaw(self, thaw: Iterator[bool]) -> None:
         """Thaw what the guard does not. What can only be thawed when a FIFREEZE has returned keeps
-        no application quiesced."""
-        next(thaw, None)
+        no application quiesced. A shortage of descriptors, for one, is waited for."""
+        try:
+            next(thaw, None)
+        except OSError:
+            self.thawed_by = time.monotonic() + AGAIN
+            self.unthawed = True
+            return
+        self.unthawed = False
         try:
             self.thaws.append(go_on(thaw).join)
         except RuntimeError:  # no more threads: in the end
@@ -220,7 +230,7 @@ class Supervisor:
         self._running, self._ended = pid, None
         sources = () if output is None else (output,)
         while True:
-            ready = self._wait(deadline, *sources)
+            ready = self.wait(deadline, *sources)
             if output in sources and output in ready and not drain(output, take, reads=1):
                 sources = ()
             if self._ended:
@@ -238,7 +248,7 @@ class Supervisor:
         while time.monotonic() < deadline:
             if self._stopped(survive):
                 return False
-            self._wait(deadline)
+            self.wait(deadline)
         return True
 
     def _stopped(self, survive: bool) -> bool:
@@ -284,7 +294,7 @@ class Supervisor:
                 if time.monotonic() >= deadline:
                     break
                 with pidfds(pids) as ends:  # of some we are not the parent, who gets SIGCHLD
-                    ready = self._wait(deadline, *sources, *ends)
+                    ready = self.wait(deadline, *sources, *ends)
                 if output in ready and output is not None:
                     sources = sources if drain(output, take, reads=1) else ()
             self._reap()
@@ -297,7 +307,7 @@ class Supervisor:
             if time.monotonic() >= deadline:
                 return False
             with pidfds(pids) as ends:
-                self._wait(deadline, *ends)
+                self.wait(deadline, *ends)
         return True
 
     def living(self) -> set[int]:

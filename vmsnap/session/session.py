@@ -342,8 +342,10 @@ class Session:
         self.record.show_phase()
         if self.plan and self.freezer.held_at is not None:
             after = self.make_plan()
-            self.record.fail(*newly_writable(self.plan, after))
-            self.record.fail(*newly_read_only(self.freezer.filesystems, after))
+            frozen = self.freezer.filesystems
+            told = {f.entry.mount for f in frozen} | {p.subject for p in self.record.failures}
+            self.record.fail(*newly_writable(self.plan, after, told))
+            self.record.fail(*newly_read_only(frozen, after))
         count = sum(1 for f in self.freezer.filesystems if f.thawed_at is not None)
         self.record.send(f"Filesystems thawed: {count}", Event.THAWED)
 

@@ -112,11 +112,11 @@ def become(
         for number in CATCHABLE:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        close_all_but({0, 1, 2, tell, *streams})  # they would be held as long as the start takes
-        first()
         for n, fd in enumerate(streams):
             os.dup2(fd, n)
             os.set_inheritable(n, True)
+        close_all_but({0, 1, 2, tell})  # they would be held as long as the start takes
+        first()
         try:
             os.execve(argv[0], list(argv), env)
         except OSError as e:

@@ -45,8 +45,17 @@ def jobs() -> list[tuple[str, str]]:
     return [(row[1], row[2]) for row in rows if len(row) > 2]
 
 
-def start_instances(template: str, paths: Sequence[str]) -> str:
-    """Start the instance of a template unit for each path; return what was complained of."""
+def start_instances(template: str, paths: Sequence[str]) -> dict[str, str]:
+    """Start the instance of a template unit for each path; return what was complained of, by
+    path."""
+    complaint = start_together(template, paths)
+    if complaint and len(paths) > 1:  # of whichever
+        each = ((path, start_together(template, [path])) for path in paths)
+        return {path: complaint for path, complaint in each if complaint}
+    return dict.fromkeys(paths, complaint) if complaint else {}
+
+
+def start_together(template: str, paths: Sequence[str]) -> str:
     escape = ["systemd-escape", "--path", f"--template={template}", "--", *paths]
     code, units, error = output_of(escape)
     if not code:
