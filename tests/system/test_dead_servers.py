@@ -166,6 +166,14 @@ def test_it_freezes_and_thaws(scene: Scene, only: list[str]) -> None:
     assert len(thaw.result["filesystems"]) == (1 if only else 2)
 
 
+def test_a_hook_of_an_agent_is_not_held_up(scene: Scene) -> None:
+    scene.database()
+    assert scene.vmsnap("hook", "vmware", "freeze").code == 0
+    assert scene.events.heard == ["quiesced"]
+    assert scene.vmsnap("hook", "vmware", "thaw").code == 0
+    assert scene.events.wait("resumed") == "success application"
+
+
 @pytest.mark.parametrize("command", ["plan", "check", "status", "history"])
 def test_it_can_be_asked(scene: Scene, command: str) -> None:
     assert scene.vmsnap(command, timeout=20.0).code in (0, 1)
