@@ -85,14 +85,14 @@ sys.exit(main.main())
 NO_DESCRIPTOR = """
 import errno, os, sys
 from vmsnap.cli import main
-from vmsnap.scripts import supervisor
-thaw, tried = supervisor.thaw_after_death, []
-def failing(*arguments, **more):
-    tried.append(arguments)
+from vmsnap.freeze import frozen_list
+opened, tried = frozen_list.opened, []
+def failing(run_dir):
+    tried.append(run_dir)
     if len(tried) == 1:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-    yield from thaw(*arguments, **more)
-supervisor.thaw_after_death = failing
+    return opened(run_dir)
+frozen_list.opened = failing
 sys.exit(main.main())
 """
 KILLED_IN_ITS_RECOVERY = """

@@ -34,6 +34,7 @@ from vmsnap.freeze.thaw import (
     thaw_for_guard,
 )
 from vmsnap.system.proc import ProcessId, has_ended
+from vmsnap.system.process import SHORTAGE
 
 FROZEN_LIST = "frozen.json"
 UNPUBLISHED = ".frozen.json.new"
@@ -246,12 +247,18 @@ def thaw_after_death(
 ) -> Iterator[bool]:
     """For whoever outlived the engine, or comes after it. The guard thaws then, so give it
     `patience` seconds; if the list is still there, thaw in its place, whatever state it is in.
-    Yields as thaw_listed does; nothing if there is no list any more."""
-    with contextlib.suppress(OSError, FrozenListError):
+    Yields as thaw_listed does; nothing if there is no list any more. Raises OSError for a shortage,
+    after which it is to be done again."""
+    try:
         with opened(run_dir) as listed:
             guard = listed.guard
         stops_deciding(guard, patience)
         yield from thaw_listed(run_dir, report, session=session, end_patience=end_patience)
+    except FrozenListError:
+        return
+    except OSError as e:
+        if e.errno in SHORTAGE:
+            raise
 
 
 def go_on(thaws: Iterator[object]) -> threading.Thread:

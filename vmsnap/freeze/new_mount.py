@@ -3,7 +3,8 @@
 which the kernel answers with the superblock that it still has.
 
 The mount is in no mount table and ends with its descriptor (fsopen(2), fsmount(2); Linux 5.2).
-Nothing is mounted that the kernel has not mounted already: that would write to the disk.
+Nothing is mounted that the kernel has not mounted already, unless its last user unmounts it in
+that very moment: that could write to the disk.
 
 Runs in: a child of whoever thaws, or that one itself. While frozen: no file but the device.
 """

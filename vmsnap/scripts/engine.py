@@ -20,9 +20,9 @@ from pathlib import Path
 from vmsnap.config.app import App, Script
 from vmsnap.journal.sender import Journal
 from vmsnap.scripts.output import LINES
-from vmsnap.scripts.runner import SHORTAGE, SHORTAGE_PAUSE, UNWATCHED, Runner, ScriptRun
+from vmsnap.scripts.runner import SHORTAGE_PAUSE, UNWATCHED, Runner, ScriptRun
 from vmsnap.scripts.supervisor import Link, supervise
-from vmsnap.system.process import ExitStatus, ended_child
+from vmsnap.system.process import SHORTAGE, ExitStatus, ended_child
 from vmsnap.system.waiter import Waiter
 
 SUPERVISOR_PATIENCE = 10.0  # seconds that a supervisor may take longer than its script and the kill

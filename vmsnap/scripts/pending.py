@@ -39,7 +39,7 @@ class Pending:
             (self.directory / name).write_bytes(b"." if pre or name == POST else b"")
 
     def started(self, phase: str) -> Path | None:
-        """What the start of this script has to empty (O_TRUNC); None if the file has vanished."""
+        """What the start of this script has to empty ; None if the file has vanished."""
         path = self.directory / phase
         return path if path.exists() else None
 

@@ -22,9 +22,8 @@ from vmsnap.scripts.output import Output
 from vmsnap.scripts.pending import Pending
 from vmsnap.scripts.supervisor import Supervisor
 from vmsnap.system.proc import descendants, having_environment, is_alive
-from vmsnap.system.process import ExitStatus, launch, launched, not_started
+from vmsnap.system.process import SHORTAGE, ExitStatus, launch, launched, not_started
 
-SHORTAGE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 SHORTAGE_PAUSE = 0.2  # seconds
 UNWATCHED = "cannot be watched: its supervisor was killed"
 WARNING = 2  # the exit code of a script that has only warned, in Azure's framework

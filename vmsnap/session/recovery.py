@@ -224,7 +224,7 @@ def thaw_in_child(
     def begin(pipe: int) -> None:
         messages: list[str] = []
         thaws = thaw(report or messages.append)
-        with contextlib.suppress(FileNotFoundError, FrozenListError, StopIteration):
+        with contextlib.suppress(OSError, FrozenListError, StopIteration):
             send_once(pipe, [next(thaws), messages])
             collections.deque(thaws, maxlen=0)
 
@@ -272,7 +272,9 @@ def thaw_left(run_dir: Path, waiter: Waiter, invocation: str | None = None) -> b
         thawed = thaw_in_child(thaw, seconds, waiter, warn)
         good = bool(thawed and thawed[0])
     except OSError:  # no more processes: better to hang than to leave something frozen
-        good = any(thaw(warn))
+        good = False
+        with contextlib.suppress(OSError):
+            good = any(thaw(warn))
     return good or rest_is_guards(run_dir)
 
 

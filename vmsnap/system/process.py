@@ -23,6 +23,7 @@ from vmsnap.system.waiter import STOP_SIGNALS
 
 PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 4, 15, 36  # linux/prctl.h
 CATCHABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+SHORTAGE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # that may soon be over
 NOT_FOUND = 127  # the exit code of a shell whose program cannot be started
 READ_BYTES = 1 << 16
 PIPE_READS = 4  # more than a pipe holds: the rest is from a child that writes without end
